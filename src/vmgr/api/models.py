@@ -1,0 +1,325 @@
+"""The bodies of requests and answers.
+
+One set of types serves the helper, both clients and the OpenAPI document. Sizes are bytes, times are
+seconds unless the name says otherwise, wall-clock times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+__all__ = [
+    "Check",
+    "ConfigEntry",
+    "CreateMachine",
+    "DoctorReport",
+    "Error",
+    "ErrorBody",
+    "Event",
+    "ExecSpec",
+    "ExitResult",
+    "HelperStatus",
+    "HelperStop",
+    "ImageBuild",
+    "ImageImport",
+    "ImageInfo",
+    "ImageRemoved",
+    "JobInfo",
+    "JobSignal",
+    "MachineInfo",
+    "MachineRemoved",
+    "MachineStatus",
+    "SetConfig",
+    "StopMachine",
+    "StopReport",
+    "StopStep",
+    "TerminalSize",
+    "Version",
+    "VmmInfo",
+]
+
+MACHINE_NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+MachineStatus = Literal["creating", "stopped", "starting", "running", "stopping", "removing"]
+
+
+class Model(Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=False):
+    """Base of all bodies."""
+
+
+class ErrorBody(Model):
+    """Why a request failed; see `vmgr.errors`."""
+
+    code: str
+    message: str
+    next_step: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Error(Model):
+    """The body of every answer with a status of 400 or more."""
+
+    error: ErrorBody
+
+
+class Version(Model):
+    """Versions of the helper and of what it drives."""
+
+    version: str
+    api: str
+    agent_protocol: int
+    python: str
+    qemu: str | None
+
+
+class HelperStatus(Model):
+    """The helper as it is now."""
+
+    pid: int
+    version: str
+    started_at: float
+    uptime: float
+    socket: str
+    rss_bytes: int
+    machines_running: int
+    machines_total: int
+    accelerator: str
+    accelerator_reason: str
+    crash_report: str | None = None
+    """A crash report that nobody has been told of yet."""
+
+
+class HelperStop(Model):
+    """How the helper should stop."""
+
+    machines: Literal["keep", "stop"] = "keep"
+
+
+class VmmInfo(Model):
+    """The process that runs a machine."""
+
+    pid: int
+    accelerator: str
+    qemu: str
+    machine_type: str
+
+
+class CreateMachine(Model):
+    """What a new machine is to be."""
+
+    name: str | None = None
+    """None: a name is made up."""
+    image: str | None = None
+    """An image's name or a prefix of its digest; None: the configured default."""
+    cpus: Annotated[int, Meta(ge=1, le=256)] | None = None
+    memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
+    disk_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
+    ephemeral: bool = False
+    """Removed when it stops, or when the helper finds it dead."""
+
+
+class MachineInfo(Model):
+    """A machine as it is now."""
+
+    id: str
+    name: str
+    status: MachineStatus
+    status_reason: str | None
+    """Why it is in this status, where that is not obvious: `VMM killed by signal 9`."""
+    image: str
+    image_digest: str
+    kernel: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    disk_used_bytes: int | None
+    ephemeral: bool
+    created_at: float
+    started_at: float | None
+    boot_seconds: float | None
+    """From the start of the VMM to the agent's hello, of the latest boot."""
+    boot_id: str | None
+    init: str | None
+    vmm: VmmInfo | None
+    notes: list[str] = field(default_factory=list)
+    """Things the person should know: under emulation QEMU promises no isolation, and so on."""
+
+
+class StopMachine(Model):
+    """How long each way of stopping may take; None: as configured."""
+
+    agent_timeout: Annotated[float, Meta(ge=0)] | None = None
+    acpi_timeout: Annotated[float, Meta(ge=0)] | None = None
+
+
+class StopStep(Model):
+    """One attempt at stopping a machine."""
+
+    method: Literal["agent", "acpi", "kill"]
+    seconds: float
+    outcome: Literal["stopped", "timed-out", "failed"]
+
+
+class StopReport(Model):
+    """How a machine was stopped."""
+
+    machine: str
+    method: Literal["agent", "acpi", "kill", "already-stopped"]
+    seconds: float
+    steps: list[StopStep] = field(default_factory=list)
+
+
+class MachineRemoved(Model):
+    """What removing a machine did."""
+
+    machine: str
+    freed_bytes: int
+
+
+class TerminalSize(Model):
+    """A terminal's size in character cells."""
+
+    rows: Annotated[int, Meta(ge=1, le=65535)]
+    cols: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class ExecSpec(Model):
+    """A command to run in a machine. Arguments and environment are UTF-8, as all JSON is."""
+
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    """`NAME`, `UID` or either with `:GROUP`; None: the image's default user."""
+    tty: TerminalSize | None = None
+    stdin: bool = False
+    login: bool = False
+    """A login shell instead of `argv`."""
+    builtin: Literal["pack", "unpack"] | None = None
+    detached: bool = False
+
+
+class ExitResult(Model):
+    """How a command ended. Exactly one of `code` and `signal` is set."""
+
+    code: int | None = None
+    signal: int | None = None
+    core: bool = False
+    dropped_stdout: int = 0
+    dropped_stderr: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports it: 128 + n for a signal n."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+
+class JobInfo(Model):
+    """A command running in a machine, or one that ended and was not collected yet."""
+
+    job: int
+    pid: int
+    label: str
+    user: str
+    tty: bool
+    detached: bool
+    attached: bool
+    running_seconds: float
+    exit: ExitResult | None
+
+
+class JobSignal(Model):
+    """A signal for a job's process group."""
+
+    signal: Annotated[int, Meta(ge=1, le=64)]
+
+
+class ImageInfo(Model):
+    """A read-only root file system and its metadata."""
+
+    digest: str
+    """`sha256:` and 64 hexadecimal digits: of the file system's content."""
+    names: list[str]
+    source: str
+    created_at: float
+    size_bytes: int
+    """What it takes on disk."""
+    init: str | None
+    """The program that becomes PID 1; None: the agent is init."""
+    default_user: str
+    env: dict[str, str]
+    entrypoint: list[str]
+    architecture: str
+    used_by: list[str] = field(default_factory=list)
+
+
+class ImageBuild(Model):
+    """Build an image from a recipe that vmgr carries."""
+
+    recipe: str
+    name: str | None = None
+    force: bool = False
+    """Build even when an image of that name is there."""
+
+
+class ImageImport(Model):
+    """Make an image from a root file system tarball on this host."""
+
+    path: str
+    """Absolute. The helper opens it with the rights of the person, who owns both."""
+    name: str
+    init: str | None = None
+    """None: found by looking (`/sbin/init`, `/lib/systemd/systemd`); empty: none."""
+    default_user: str = "root"
+    env: dict[str, str] = field(default_factory=dict)
+    entrypoint: list[str] = field(default_factory=list)
+
+
+class ImageRemoved(Model):
+    """What removing an image did."""
+
+    removed: list[str]
+    freed_bytes: int
+
+
+class Check(Model):
+    """One thing that `doctor` looked at."""
+
+    name: str
+    status: Literal["ok", "warning", "error"]
+    summary: str
+    fix: str | None = None
+    """The exact command or edit that mends it."""
+
+
+class DoctorReport(Model):
+    """All that `doctor` looked at."""
+
+    checks: list[Check]
+
+
+class ConfigEntry(Model):
+    """A setting: what it is now, where that comes from and what it means."""
+
+    key: str
+    value: Any
+    default: Any
+    is_set: bool
+    description: str
+
+
+class SetConfig(Model):
+    """A new value, as text: `2G`, `true`, `4`."""
+
+    value: str
+
+
+class Event(Model):
+    """Something that happened. `kind` is `machine.status`, `machine.exited`, `image.added` …"""
+
+    seq: int
+    at: float
+    kind: str
+    machine: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,192 @@
+"""Every file vmgr keeps on disk is named here, and nowhere else.
+
+Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for tests and trials)::
+
+    config/   ~/.config/vmgr            config.toml
+    state/    ~/.local/state/vmgr       vmgr.db, helper.log, launch.lock,
+                                        machines/ID/{disk.qcow2,console.log,vmm.log},
+                                        crashes/
+    cache/    ~/.cache/vmgr             kernels/, apt/ (all of it can be rebuilt)
+    data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
+    runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, machines/ID/{qmp,agent,console}.sock
+              (else /tmp/vmgr-UID)
+
+The runtime directory is short on purpose: a unix socket's address holds 107 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmgr.errors import StateError
+
+__all__ = ["Paths", "ensure_private_directory"]
+
+_SOCKET_PATH_MAX = 107  # sizeof(sockaddr_un.sun_path) - 1, see unix(7)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where one user's vmgr keeps its files."""
+
+    config: Path
+    state: Path
+    cache: Path
+    data: Path
+    runtime: Path
+
+    @classmethod
+    def from_environment(cls, environ: dict[str, str] | None = None) -> Paths:
+        """Read `VMGR_HOME` and the XDG variables; relative values are ignored, as XDG asks."""
+        env = os.environ if environ is None else environ
+
+        def absolute(name: str) -> Path | None:
+            value = env.get(name, "")
+            return Path(value) if value.startswith("/") else None
+
+        if root := absolute("VMGR_HOME"):
+            return cls(
+                config=root / "config", state=root / "state", cache=root / "cache",
+                data=root / "data", runtime=root / "run",
+            )  # fmt: skip
+        home = absolute("HOME") or Path("~").expanduser()
+        runtime = absolute("XDG_RUNTIME_DIR")
+        return cls(
+            config=(absolute("XDG_CONFIG_HOME") or home / ".config") / "vmgr",
+            state=(absolute("XDG_STATE_HOME") or home / ".local/state") / "vmgr",
+            cache=(absolute("XDG_CACHE_HOME") or home / ".cache") / "vmgr",
+            data=(absolute("XDG_DATA_HOME") or home / ".local/share") / "vmgr",
+            runtime=runtime / "vmgr" if runtime else Path(f"/tmp/vmgr-{os.getuid()}"),  # noqa: S108 (checked to be ours and 0700 before use)
+        )
+
+    # -- config ----------------------------------------------------------------
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    # -- state -----------------------------------------------------------------
+    @property
+    def database(self) -> Path:
+        return self.state / "vmgr.db"
+
+    @property
+    def helper_log(self) -> Path:
+        return self.state / "helper.log"
+
+    @property
+    def launch_lock(self) -> Path:
+        return self.state / "launch.lock"
+
+    @property
+    def crashes(self) -> Path:
+        return self.state / "crashes"
+
+    @property
+    def machines(self) -> Path:
+        return self.state / "machines"
+
+    def machine(self, machine_id: str) -> MachinePaths:
+        """The files of one machine, by its id (12 hexadecimal digits, never its name)."""
+        return MachinePaths(self.machines / machine_id, self.runtime / "machines" / machine_id)
+
+    # -- cache and data -----------------------------------------------------------
+    @property
+    def kernels(self) -> Path:
+        return self.cache / "kernels"
+
+    @property
+    def apt(self) -> Path:
+        return self.cache / "apt"
+
+    @property
+    def images(self) -> Path:
+        return self.data / "images"
+
+    # -- runtime -----------------------------------------------------------------
+    @property
+    def helper_socket(self) -> Path:
+        return self.runtime / "helper.sock"
+
+    def ensure(self) -> None:
+        """Make every directory that is missing, 0700.
+
+        Raises:
+            StateError: one belongs to another user, is a symlink or open to others, or cannot be made;
+                or the runtime directory is too long for socket addresses.
+        """
+        longest = len(os.fsencode(self.runtime)) + len("/machines/0123456789ab/console.sock")
+        if longest > _SOCKET_PATH_MAX:
+            raise StateError(
+                f"the runtime directory {self.runtime} is too long a path for sockets",
+                next_step="set XDG_RUNTIME_DIR (or VMGR_HOME) to a shorter directory",
+            )
+        for directory in (
+            self.config, self.state, self.cache, self.data, self.runtime,
+            self.machines, self.crashes, self.kernels, self.apt, self.images,
+            self.runtime / "machines",
+        ):  # fmt: skip
+            ensure_private_directory(directory)
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    """The files of one machine."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.state / "disk.qcow2"
+
+    @property
+    def console_log(self) -> Path:
+        return self.state / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        return self.state / "vmm.log"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.runtime / "qmp.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.runtime / "agent.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.runtime / "console.sock"
+
+
+def ensure_private_directory(path: Path) -> None:
+    """Make `path` (and its parents) a directory of mode 0700 that belongs to this user.
+
+    An existing one that is ours but open to others is closed to them. Raises `StateError` when it
+    belongs to someone else, is a symlink or cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        found = path.lstat()
+    except OSError as error:
+        raise StateError(
+            f"cannot make the directory {path}: {error.strerror}",
+            next_step="check that its parent is writable and the disk is not full",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise StateError(f"{path} is not a directory", next_step="move it out of the way")
+    if found.st_uid != os.getuid():
+        raise StateError(
+            f"{path} belongs to another user (uid {found.st_uid})",
+            next_step="set XDG_RUNTIME_DIR or VMGR_HOME to a directory of your own",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(0o700)

@@ -1,0 +1,25 @@
+"""The one place where vmgr starts processes. A test bans every other way."""
+
+from vmgr.spawner.process import (
+    Completed,
+    ExitStatus,
+    Process,
+    ProcessFailedError,
+    StopPolicy,
+    minimal_environment,
+    run,
+    spawn,
+    spawn_detached,
+)
+
+__all__ = [
+    "Completed",
+    "ExitStatus",
+    "Process",
+    "ProcessFailedError",
+    "StopPolicy",
+    "minimal_environment",
+    "run",
+    "spawn",
+    "spawn_detached",
+]

@@ -1,0 +1,428 @@
+"""Starting, watching and ending processes.
+
+What a child gets is stated, never inherited:
+
+- **fds**: 0, 1, 2 as given and the numbers in `pass_fds`; `_posixsubprocess` closes all others in the
+  child, whatever C library opened them and whether or not they were CLOEXEC.
+- **environment, working directory, umask**: given, or the minimal ones.
+- **session**: its own, so it has no controlling terminal and its group can be signalled as one.
+- **signals**: the helper's main module unblocks and resets every signal before it starts its loop and
+  only installs Python handlers (which exec resets) and ignores SIGPIPE (which `restore_signals`
+  resets). So a child starts with an empty mask and default dispositions, without a preexec hook:
+  those run between fork and exec in a process that has threads, where nothing is safe.
+
+A child is watched by its pidfd, which is taken while we are its unreaped parent, so the number cannot
+have been reused. Exits are always reaped, also when the waiter is cancelled.
+
+`subprocess` is imported inside the functions: the CLI imports this module to launch the helper, and
+each millisecond of its start-up is part of every command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+    from subprocess import Popen
+
+    from _typeshed import StrPath
+
+__all__ = [
+    "Completed",
+    "ExitStatus",
+    "Process",
+    "ProcessFailedError",
+    "StopPolicy",
+    "minimal_environment",
+    "run",
+    "spawn",
+    "spawn_detached",
+]
+
+_READ_SIZE: Final = 65_536
+_LINE_LIMIT: Final = 4_096
+_PASSED_ON: Final = (
+    "HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "USER", "XDG_RUNTIME_DIR",
+    "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def minimal_environment(**extra: str) -> dict[str, str]:
+    """The few variables that the programs vmgr drives need, and `extra`.
+
+    The system's directories of administration tools are on PATH also for ordinary users (mke2fs).
+    """
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    path = env.get("PATH", "")
+    missing = [p for p in _DEFAULT_PATH.split(":") if p not in path.split(":")]
+    env["PATH"] = ":".join([*([path] if path else []), *missing])
+    env.update(extra)
+    return env
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a process ended. `code` and `signal` are both None when it was not our child."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                name = signal.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            return f"was killed by {name}"
+        return "has gone" if self.code is None else f"exited with {self.code}"
+
+
+@dataclass(frozen=True)
+class StopPolicy:
+    """Ask (signal), wait (seconds), kill."""
+
+    ask: signal.Signals | None = signal.SIGTERM
+    wait: float = 5.0
+
+
+class ProcessFailedError(Exception):
+    """A checked process ended badly. `output` is the tail of what it said."""
+
+    def __init__(self, argv: Sequence[str], status: ExitStatus, output: str) -> None:
+        super().__init__(argv, status, output)
+        self.argv = list(argv)
+        self.status = status
+        self.output = output
+
+    def __str__(self) -> str:
+        last = self.output.strip().splitlines()[-1:] or [""]
+        return f"{self.argv[0]} {self.status}" + (f": {last[0]}" if last[0] else "")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a process that was run to its end left."""
+
+    status: ExitStatus
+    stdout: bytes
+    stderr: bytes
+
+
+class Process:
+    """A running process, its pidfd, and its end.
+
+    Also made for processes that are not our children (`Process.adopt`): those a killed helper left.
+    """
+
+    def __init__(self, pid: int, pidfd: int, popen: Popen[bytes] | None) -> None:
+        import asyncio
+
+        self.pid = pid
+        self.pidfd = pidfd
+        self._popen = popen
+        self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    @classmethod
+    def adopt(cls, pid: int, start_time: int) -> Process | None:
+        """Watch process `pid` if it is still the one that started at `start_time`, else None.
+
+        Args:
+            start_time: field 22 of /proc/PID/stat (clock ticks after boot), see proc(5).
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        # Looked at after the pidfd was opened, so what we compare is what the pidfd names.
+        if start_time_of(pid) != start_time:
+            os.close(pidfd)
+            return None
+        return cls(pid, pidfd, None)
+
+    @property
+    def running(self) -> bool:
+        return not self._exit.done()
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end. Cancelling the wait leaves the process alone."""
+        import asyncio
+
+        return await asyncio.shield(self._exit)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the process group; only for children, which lead their own."""
+        if self._popen is not None and self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    async def stop(self, policy: StopPolicy = StopPolicy()) -> ExitStatus:
+        """Ask, wait, kill; always reap. A cancellation turns the wait into the kill."""
+        import asyncio
+
+        if self.running and policy.ask is not None:
+            self.signal_group(policy.ask) if self._popen else self.signal(policy.ask)
+            try:
+                async with asyncio.timeout(policy.wait):
+                    return await self.wait()
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError:
+                self.kill()
+                raise
+        self.kill()
+        return await self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the process and, for a child, to its group."""
+        self.signal_group(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
+
+    def _on_exit(self) -> None:
+        import asyncio
+
+        status = ExitStatus()
+        if self._popen is not None:
+            code = self._popen.wait()
+            status = ExitStatus(signal=-code) if code < 0 else ExitStatus(code=code)
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        if not self._exit.done():
+            self._exit.set_result(status)
+
+
+def start_time_of(pid: int) -> int | None:
+    """When `pid` started (clock ticks after boot), or None when there is no such process or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 (no Path on the CLI's way)
+            # The command name may hold spaces and brackets: the fields begin after the last one.
+            fields = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] == b"Z" else int(fields[19])
+
+
+def spawn_detached(
+    argv: Sequence[StrPath],
+    *,
+    env: Mapping[str, str],
+    umask: int = 0o077,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    pass_fds: Sequence[int] = (),
+) -> int:
+    """Start a process that outlives its launcher, without asyncio; gives its pid.
+
+    It gets a session of its own, `/` as working directory and /dev/null where no fd is given.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    import subprocess
+    import warnings
+
+    popen = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if stdout is None else stdout,
+        stderr=subprocess.DEVNULL if stderr is None else stderr,
+        env=dict(env),
+        cwd="/",
+        umask=umask,
+        pass_fds=pass_fds,
+        close_fds=True,
+        start_new_session=True,
+        restore_signals=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it is meant to outlive the object
+        pid = popen.pid
+        popen.returncode = 0
+        del popen
+    return pid
+
+
+async def spawn(
+    argv: Sequence[StrPath],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: StrPath = "/",
+    umask: int = 0o077,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    pass_fds: Sequence[int] = (),
+    parent_death: Literal["survive", "kill"] = "survive",
+) -> Process:
+    """Start a process.
+
+    Args:
+        argv: program (looked up in the PATH of `env`) and arguments.
+        env: the whole environment; None: `minimal_environment()`.
+        stdin: an fd, or None for /dev/null; likewise `stdout` and `stderr`.
+        pass_fds: further fds that the child gets under the same numbers.
+        parent_death: `kill` ends the process when the helper dies, however it dies. The kernel ties
+            this to the *thread* that spawned, so spawning happens on the loop's thread.
+
+    Raises:
+        OSError: it could not be started (FileNotFoundError, PermissionError, …).
+    """
+    import subprocess
+
+    full = dict(env) if env is not None else minimal_environment()
+    program, *arguments = [os.fspath(a) for a in argv]
+    if parent_death == "kill":
+        resolved = _which(program, full.get("PATH", _DEFAULT_PATH))
+        command: list[str] = ["setpriv", "--pdeathsig", "KILL", "--", resolved, *arguments]
+    else:
+        command = [program, *arguments]
+    popen = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
+        stdout=subprocess.DEVNULL if stdout is None else stdout,
+        stderr=subprocess.DEVNULL if stderr is None else stderr,
+        env=full,
+        cwd=cwd,
+        umask=umask,
+        pass_fds=pass_fds,
+        close_fds=True,
+        start_new_session=True,
+        restore_signals=True,
+    )
+    return Process(popen.pid, os.pidfd_open(popen.pid), popen)
+
+
+def _which(program: str, path: str) -> str:
+    import shutil
+
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise FileNotFoundError(2, os.strerror(2), program)
+    return found
+
+
+async def run(
+    argv: Sequence[StrPath],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: StrPath = "/",
+    umask: int = 0o077,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    pass_fds: Sequence[int] = (),
+    deadline: float | None = None,
+    limit: int = 1 << 20,
+    on_line: Callable[[str], None] | None = None,
+    check: bool = True,
+    policy: StopPolicy = StopPolicy(),
+) -> Completed:
+    """Run a process to its end; it dies with the helper, and with the task that awaits it.
+
+    Args:
+        stdout: an fd for its output; None: captured.
+        deadline: seconds after which it is stopped and TimeoutError raised.
+        limit: how much of each output is kept: the last bytes of it.
+        on_line: called with each line of stderr as it comes, for progress.
+        check: raise ProcessFailedError unless it exits with 0.
+
+    Raises:
+        OSError: it could not be started.
+        ProcessFailedError: it ended badly and `check` is set.
+        TimeoutError: the deadline passed.
+    """
+    import asyncio
+
+    readers: list[asyncio.Task[bytes]] = []
+    ends: list[int] = []
+
+    def capture(callback: Callable[[str], None] | None) -> int:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        ends.append(write)
+        readers.append(asyncio.create_task(_collect(read, limit, callback), name="capture"))
+        return write
+
+    out = capture(None) if stdout is None else stdout
+    err = capture(on_line)
+    try:
+        process = await spawn(
+            argv, env=env, cwd=cwd, umask=umask, stdin=stdin, stdout=out, stderr=err,
+            pass_fds=pass_fds, parent_death="kill",
+        )  # fmt: skip
+    except BaseException:
+        for reader in readers:
+            reader.cancel()
+        raise
+    finally:
+        for end in ends:
+            os.close(end)
+    try:
+        async with asyncio.timeout(deadline):
+            status = await process.wait()
+    finally:
+        # Also what it left behind in its group must not keep our pipes open.
+        if process.running:
+            await asyncio.shield(process.stop(policy))
+        else:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        captured = await asyncio.gather(*readers)
+    stderr = captured[-1]
+    output = captured[0] if stdout is None else b""
+    if check and not status.ok:
+        text = (stderr or output).decode(errors="replace")
+        raise ProcessFailedError([os.fspath(a) for a in argv], status, text)
+    return Completed(status, output, stderr)
+
+
+async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -> bytes:
+    """Read `fd` to its end and close it; keep the last `limit` bytes."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    kept: deque[bytes] = deque()
+    size = 0
+    partial = b""
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        while True:
+            await readable.wait()
+            readable.clear()
+            try:
+                chunk = os.read(fd, _READ_SIZE)
+            except BlockingIOError:
+                continue
+            if not chunk:
+                break
+            kept.append(chunk)
+            size += len(chunk)
+            while size - len(kept[0]) >= limit:
+                size -= len(kept.popleft())
+            if on_line is not None:
+                *lines, partial = (partial + chunk).split(b"\n")
+                partial = partial[-_LINE_LIMIT:]
+                for line in lines:
+                    on_line(line[:_LINE_LIMIT].decode(errors="replace"))
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return b"".join(kept)[-limit:]
