@@ -3,8 +3,8 @@
 Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for tests and trials)::
 
     config/   ~/.config/vmgr            config.toml
-    state/    ~/.local/state/vmgr       vmgr.db, helper.log, launch.lock,
-                                        machines/ID/{disk.qcow2,console.log,vmm.log},
+    state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
+                                        machines/ID/{machine.json,disk.qcow2,console.log,vmm.log},
                                         crashes/
     cache/    ~/.cache/vmgr             kernels/, apt/ (all of it can be rebuilt)
     data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
@@ -77,6 +77,11 @@ class Paths:
         return self.state / "helper.log"
 
     @property
+    def helper_lock(self) -> Path:
+        """Held (flock) by the one running helper; the file itself means nothing."""
+        return self.state / "helper.lock"
+
+    @property
     def launch_lock(self) -> Path:
         return self.state / "launch.lock"
 
@@ -137,6 +142,11 @@ class MachinePaths:
 
     state: Path
     runtime: Path
+
+    @property
+    def record(self) -> Path:
+        """The machine's row as JSON, from which a damaged database is rebuilt."""
+        return self.state / "machine.json"
 
     @property
     def disk(self) -> Path:

@@ -1,0 +1,1 @@
+"""The helper: the per-user daemon. Control plane only."""

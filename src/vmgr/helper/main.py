@@ -1,0 +1,192 @@
+"""The helper's main module: takes the lock and the socket, runs the loop, handles signals.
+
+Order of steps: take control of the process → directories → lock → log → database → reconcile → listen →
+say ready. Nothing is visible to a client before all of it has worked, and whoever started us hears
+in one line why it has not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vmgr._version import __version__
+from vmgr.errors import ConflictError, StateError, VmgrError
+from vmgr.helper import crash
+from vmgr.helper.context import take_control
+from vmgr.helper.logfile import LogFile
+from vmgr.paths import Paths
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["main"]
+
+EXIT_CRASH = 70  # EX_SOFTWARE, see sysexits.h
+log = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    """Run the helper; the process ends with it."""
+    parser = argparse.ArgumentParser(prog="vmgr-helper", description="The helper of vmgr.")
+    parser.add_argument(
+        "--ready-fd", type=int, help="write `ready`, or `error: JSON`, to this fd and close it"
+    )
+    options = parser.parse_args()
+    keep = frozenset() if options.ready_fd is None else frozenset({options.ready_fd})
+    take_control(keep)
+    ready = _Ready(options.ready_fd)
+    try:
+        paths = Paths.from_environment()
+        paths.ensure()
+        lock = _take_lock(paths)
+    except VmgrError as error:
+        ready.failed(error)
+        sys.exit(1)
+    logfile = LogFile(paths.helper_log)
+    fatal = _Fatal(paths, logfile)
+    fatal.install()
+    try:
+        asyncio.run(_serve(paths, ready, fatal))
+    except VmgrError as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400 (the sentence says it all)
+        ready.failed(error)
+        status = 1
+    except BaseException as error:  # noqa: BLE001 (the end of the line: report and exit)
+        fatal(error)
+    else:
+        status = 0
+    log.info("helper %d ends", os.getpid())
+    logfile.close()
+    os.close(lock)
+    sys.exit(status)
+
+
+class _Ready:
+    """Tells the launcher how starting went, once."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def done(self) -> None:
+        self._say(b"ready\n")
+
+    def failed(self, error: VmgrError) -> None:
+        from vmgr.helper.server import error_body  # noqa: PLC0415 (the server is heavy to import)
+
+        if self._fd is None:
+            print(f"vmgr-helper: {error}", file=sys.stderr)  # noqa: T201 (run by hand)
+        self._say(b"error: " + msgspec.json.encode(error_body(error)) + b"\n")
+
+    def _say(self, line: bytes) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, line)
+            os.close(self._fd)
+            self._fd = None
+
+
+class _Fatal:
+    """Rule 6: an uncaught error anywhere ends the helper with a report. Machines go on."""
+
+    def __init__(self, paths: Paths, logfile: LogFile) -> None:
+        self._paths = paths
+        self._logfile = logfile
+        self._once = threading.Lock()
+
+    def install(self) -> None:
+        sys.excepthook = lambda _type, error, _trace: self(error)
+        threading.excepthook = lambda args: self(args.exc_value or RuntimeError(str(args)))
+
+    def on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None:  # the loop's remarks on unclosed things: worth a line, not a life
+            log.error("event loop: %s", context.get("message"))
+            return
+        self(error)
+
+    def __call__(self, error: BaseException) -> NoReturn:
+        if not self._once.acquire(blocking=False):
+            os._exit(EXIT_CRASH)
+        try:
+            log.critical("crashed", exc_info=error)
+            self._logfile.close()
+            crash.write_report(self._paths.crashes, error, self._logfile.recent())
+        finally:
+            os._exit(EXIT_CRASH)
+
+
+def _take_lock(paths: Paths) -> int:
+    """Hold the helper's lock while this process lives, however it ends.
+
+    Raises:
+        ConflictError: another helper runs.
+    """
+    try:
+        fd = os.open(paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"cannot open {paths.helper_lock}: {error.strerror}",
+            next_step="check the rights of that directory and the free disk space",
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ConflictError("a helper is running already") from None
+    return fd
+
+
+def _listen(paths: Paths) -> socket.socket:
+    """Listen on the helper's socket. The lock is ours, so a file in its place is a dead helper's."""
+    path = paths.helper_socket
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        listening.bind(os.fspath(path))
+        path.chmod(0o600)
+        listening.listen(128)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise StateError(f"cannot listen on {path}: {error.strerror}") from error
+    return listening
+
+
+async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
+    # aiohttp and the rest are imported once the cheap ways to fail are behind us.
+    from vmgr.helper.api import Api  # noqa: PLC0415
+    from vmgr.helper.helper import Helper  # noqa: PLC0415
+    from vmgr.helper.server import make_application, serve  # noqa: PLC0415
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(fatal.on_loop_error)
+    log.info("helper %d starts, version %s", os.getpid(), __version__)
+    helper = Helper(paths, fatal)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, helper.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a terminal's end is no reason to end
+    try:
+        await helper.start()
+        runner = await serve(make_application(Api(helper)), _listen(paths))
+        log.info("listening on %s", paths.helper_socket)
+        ready.done()
+        try:
+            await helper.wait_for_stop()
+        finally:
+            paths.helper_socket.unlink(missing_ok=True)
+            helper.events.close()
+            await runner.cleanup()
+    finally:
+        await helper.close()
