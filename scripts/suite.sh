@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# The tests: of the agent, of the rest, and (when run by root) again as an ordinary user.
+# Sourced by ./dev.
+
+readonly test_user=vmgr-test
+readonly test_user_mark='vmgr test suite, removed after each run'
+# Its own processes and files are the point of an ordinary user's run: all but the slow tests.
+readonly -a ordinary_part=(-m 'not slow')
+
+# run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
+run_suite() {
+  local failed=0
+  set_up dev
+  if (($#)); then
+    exec .venv/bin/python -m pytest "$@"
+  fi
+  ensure_packages rust
+  say 'tests of the agent'
+  cargo_in_agent test --locked --quiet </dev/null || failed=1
+  say 'tests'
+  .venv/bin/python -m pytest </dev/null || failed=1
+  if ((EUID == 0)); then
+    run_as_ordinary_user || failed=1
+  fi
+  ((failed == 0)) || die 'there are failed tests'
+}
+
+# In a subshell, so that its trap is its own.
+run_as_ordinary_user() (
+  local home copy name
+  local -a environment=()
+  exec {suite_lock}>/run/lock/vmgr-test.lock
+  flock "$suite_lock"
+  remove_test_user
+  say "tests as an ordinary user ($test_user, made for this and removed after it)"
+  trap remove_test_user EXIT
+  useradd --create-home --shell /bin/bash --comment "$test_user_mark" "$test_user"
+  home=$(getent passwd "$test_user" | cut -d: -f6)
+  copy=$home/vmgr
+  mkdir -p "$copy/agent/target/release" "$copy/.dev"
+  tar --create --exclude=./.venv --exclude=./.dev --exclude=./.git --exclude=./agent/target \
+    --exclude=./agent/fuzz/target --exclude=__pycache__ --exclude='./.*_cache' . |
+    tar --extract --directory="$copy" --no-same-owner
+  # The agent that root built: an ordinary user of this machine need not have a Rust toolchain.
+  cp agent/target/release/vmgr-agent "$copy/agent/target/release/"
+  cp "$state/agent" "$copy/.dev/"
+  chown -R "$test_user:" "$home"
+  # How to reach the network (proxies, certificates, pip's settings) is the only thing passed on.
+  for name in $(compgen -e); do
+    case $name in
+      CI | LANG | LC_ALL | PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY)
+        environment+=("$name=${!name}")
+        ;;
+    esac
+  done
+  cd "$copy"
+  setpriv --reuid="$test_user" --regid="$test_user" --init-groups -- \
+    env --ignore-environment "${environment[@]}" HOME="$home" USER="$test_user" \
+    LOGNAME="$test_user" SHELL=/bin/bash PATH=/usr/local/bin:/usr/bin:/bin \
+    ./dev test "${ordinary_part[@]}" </dev/null {suite_lock}>&- || return
+  # Nothing that the tests started may outlive them.
+  if pgrep --uid "$test_user" --list-full >&2; then
+    printf 'dev: the tests left these processes of %s running\n' "$test_user" >&2
+    return 1
+  fi
+)
+
+# Removes the user, its processes and its files; only one that this script made.
+remove_test_user() {
+  local entry uid
+  entry=$(getent passwd "$test_user") || return 0
+  [[ $entry == *":$test_user_mark:"* ]] || die "there is a user $test_user that is not ours"
+  uid=$(cut -d: -f3 <<<"$entry")
+  cd /
+  pkill -KILL --uid "$uid" || true
+  userdel --remove --force "$test_user" 2>/dev/null
+  rm -rf -- "/tmp/vmgr-$uid"
+}
