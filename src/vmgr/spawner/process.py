@@ -2,17 +2,18 @@
 
 What a child gets is stated, never inherited:
 
-- **fds**: 0, 1, 2 as given and the numbers in `pass_fds`; `_posixsubprocess` closes all others in the
-  child, whatever C library opened them and whether or not they were CLOEXEC.
+- **fds**: 0, 1, 2 as given and the numbers in `pass_fds`; `_posixsubprocess` closes all others in
+  the child, whatever C library opened them and whether or not they were CLOEXEC.
 - **environment, working directory, umask**: given, or the minimal ones.
 - **session**: its own, so it has no controlling terminal and its group can be signalled as one.
-- **signals**: the helper's main module unblocks and resets every signal before it starts its loop and
-  only installs Python handlers (which exec resets) and ignores SIGPIPE (which `restore_signals`
-  resets). So a child starts with an empty mask and default dispositions, without a preexec hook:
-  those run between fork and exec in a process that has threads, where nothing is safe.
+- **signals**: the mask is emptied in the spawning thread around the fork. The helper's main module
+  resets every disposition before it starts its loop and only installs Python handlers (which exec
+  resets) and ignores SIGPIPE (which `restore_signals` resets). So a child starts with an empty mask
+  and default dispositions, without a preexec hook: those run between fork and exec in a process
+  that has threads, where nothing is safe.
 
-A child is watched by its pidfd, which is taken while we are its unreaped parent, so the number cannot
-have been reused. Exits are always reaped, also when the waiter is cancelled.
+A child is watched by its pidfd, which is taken while we are its unreaped parent, so the number
+cannot have been reused. Exits are always reaped, also when the waiter is cancelled.
 
 `subprocess` is imported inside the functions: the CLI imports this module to launch the helper, and
 each millisecond of its start-up is part of every command.
@@ -25,11 +26,12 @@ import os
 import signal
 from collections import deque
 from dataclasses import dataclass
+from signal import SIGKILL, SIGTERM, Signals
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from subprocess import Popen
 
     from _typeshed import StrPath
@@ -77,12 +79,13 @@ class ExitStatus:
 
     @property
     def ok(self) -> bool:
+        """Whether it ended by itself, with 0."""
         return self.code == 0
 
     def __str__(self) -> str:
         if self.signal is not None:
             try:
-                name = signal.Signals(self.signal).name
+                name = Signals(self.signal).name
             except ValueError:
                 name = f"signal {self.signal}"
             return f"was killed by {name}"
@@ -93,7 +96,7 @@ class ExitStatus:
 class StopPolicy:
     """Ask (signal), wait (seconds), kill."""
 
-    ask: signal.Signals | None = signal.SIGTERM
+    ask: Signals | None = SIGTERM
     wait: float = 5.0
 
 
@@ -132,6 +135,7 @@ class Process:
         self.pid = pid
         self.pidfd = pidfd
         self._popen = popen
+        self._ends_group = False  # whether what is left of the group is killed at exit
         self._exit: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
@@ -154,6 +158,7 @@ class Process:
 
     @property
     def running(self) -> bool:
+        """Whether the end has not been seen yet."""
         return not self._exit.done()
 
     async def wait(self) -> ExitStatus:
@@ -162,13 +167,13 @@ class Process:
 
         return await asyncio.shield(self._exit)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal; nothing happens when it has ended."""
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
-    def signal_group(self, number: signal.Signals) -> None:
+    def signal_group(self, number: Signals) -> None:
         """Send a signal to the process group; only for children, which lead their own."""
         if self._popen is not None and self.running:
             with contextlib.suppress(ProcessLookupError):
@@ -193,14 +198,18 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to the process and, for a child, to its group."""
-        self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)
+        self.signal_group(SIGKILL)
+        self.signal(SIGKILL)
 
     def _on_exit(self) -> None:
         import asyncio
 
         status = ExitStatus()
         if self._popen is not None:
+            if self._ends_group:
+                # Before the reaping, while the number cannot belong to anyone else.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, SIGKILL)
             code = self._popen.wait()
             status = ExitStatus(signal=-code) if code < 0 else ExitStatus(code=code)
         asyncio.get_running_loop().remove_reader(self.pidfd)
@@ -210,7 +219,7 @@ class Process:
 
 
 def start_time_of(pid: int) -> int | None:
-    """When `pid` started (clock ticks after boot), or None when there is no such process or a zombie."""
+    """When `pid` started (clock ticks after boot), or None when it is not there or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 (no Path on the CLI's way)
             # The command name may hold spaces and brackets: the fields begin after the last one.
@@ -239,25 +248,37 @@ def spawn_detached(
     import subprocess
     import warnings
 
-    popen = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL if stdout is None else stdout,
-        stderr=subprocess.DEVNULL if stderr is None else stderr,
-        env=dict(env),
-        cwd="/",
-        umask=umask,
-        pass_fds=pass_fds,
-        close_fds=True,
-        start_new_session=True,
-        restore_signals=True,
-    )
+    with _empty_signal_mask():
+        popen = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            env=dict(env),
+            cwd="/",
+            umask=umask,
+            pass_fds=pass_fds,
+            close_fds=True,
+            start_new_session=True,
+            restore_signals=True,
+        )
+    pid = popen.pid
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it is meant to outlive the object
-        pid = popen.pid
-        popen.returncode = 0
+        # It is meant to outlive the object. `subprocess` keeps the number, and reaps it at a later
+        # start if the launcher is still there when it ends.
+        warnings.simplefilter("ignore", ResourceWarning)
         del popen
     return pid
+
+
+@contextlib.contextmanager
+def _empty_signal_mask() -> Iterator[None]:
+    """Block no signal in this thread for a while: what it starts inherits the mask."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def spawn(
@@ -294,20 +315,27 @@ async def spawn(
         command: list[str] = ["setpriv", "--pdeathsig", "KILL", "--", resolved, *arguments]
     else:
         command = [program, *arguments]
-    popen = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL if stdin is None else stdin,
-        stdout=subprocess.DEVNULL if stdout is None else stdout,
-        stderr=subprocess.DEVNULL if stderr is None else stderr,
-        env=full,
-        cwd=cwd,
-        umask=umask,
-        pass_fds=pass_fds,
-        close_fds=True,
-        start_new_session=True,
-        restore_signals=True,
-    )
-    return Process(popen.pid, os.pidfd_open(popen.pid), popen)
+    with _empty_signal_mask():
+        popen = subprocess.Popen(  # noqa: ASYNC220 (blocks for the fork and exec, about 1 ms)
+            command,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            env=full,
+            cwd=cwd,
+            umask=umask,
+            pass_fds=pass_fds,
+            close_fds=True,
+            start_new_session=True,
+            restore_signals=True,
+        )
+    try:
+        pidfd = os.pidfd_open(popen.pid)
+    except OSError:  # no fd is free: a child that cannot be watched must not go on
+        popen.kill()
+        popen.wait()
+        raise
+    return Process(popen.pid, pidfd, popen)
 
 
 def _which(program: str, path: str) -> str:
@@ -350,39 +378,33 @@ async def run(
     """
     import asyncio
 
-    readers: list[asyncio.Task[bytes]] = []
-    ends: list[int] = []
-
-    def capture(callback: Callable[[str], None] | None) -> int:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        ends.append(write)
-        readers.append(asyncio.create_task(_collect(read, limit, callback), name="capture"))
-        return write
-
-    out = capture(None) if stdout is None else stdout
-    err = capture(on_line)
+    pipes = [(os.pipe2(os.O_CLOEXEC), on_line)]
+    if stdout is None:
+        pipes.insert(0, (os.pipe2(os.O_CLOEXEC), None))
     try:
         process = await spawn(
-            argv, env=env, cwd=cwd, umask=umask, stdin=stdin, stdout=out, stderr=err,
+            argv, env=env, cwd=cwd, umask=umask, stdin=stdin,
+            stdout=pipes[0][0][1] if stdout is None else stdout, stderr=pipes[-1][0][1],
             pass_fds=pass_fds, parent_death="kill",
         )  # fmt: skip
     except BaseException:
-        for reader in readers:
-            reader.cancel()
+        for (read, _), _ in pipes:
+            os.close(read)
         raise
     finally:
-        for end in ends:
-            os.close(end)
+        for (_, write), _ in pipes:
+            os.close(write)
+    process._ends_group = True  # noqa: SLF001 (same module); else it could keep our pipes open
+    readers = [
+        asyncio.create_task(_collect(read, limit, callback), name="capture")
+        for (read, _), callback in pipes
+    ]
     try:
         async with asyncio.timeout(deadline):
             status = await process.wait()
     finally:
-        # Also what it left behind in its group must not keep our pipes open.
         if process.running:
             await asyncio.shield(process.stop(policy))
-        else:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
         captured = await asyncio.gather(*readers)
     stderr = captured[-1]
     output = captured[0] if stdout is None else b""
@@ -415,14 +437,17 @@ async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -
                 break
             kept.append(chunk)
             size += len(chunk)
-            while size - len(kept[0]) >= limit:
+            while kept and size - len(kept[0]) >= limit:
                 size -= len(kept.popleft())
             if on_line is not None:
                 *lines, partial = (partial + chunk).split(b"\n")
                 partial = partial[-_LINE_LIMIT:]
                 for line in lines:
                     on_line(line[:_LINE_LIMIT].decode(errors="replace"))
+        if on_line is not None and partial:
+            on_line(partial.decode(errors="replace"))
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-    return b"".join(kept)[-limit:]
+    everything = b"".join(kept)
+    return everything[max(0, len(everything) - limit) :]
