@@ -1,0 +1,314 @@
+"""The msgpack maps inside frames, as typed structures.
+
+What the agent sends is decoded with bounds: size by the frame, nesting and number of values by
+`vmgr.agent.shape`, each text and list by its type. Unknown keys are ignored, so both sides may add
+fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from vmgr.agent.frames import ProtocolViolation
+from vmgr.agent.shape import check_shape
+
+__all__ = [
+    "AgentEvent",
+    "AgentHello",
+    "Attach",
+    "Attached",
+    "Clock",
+    "Clocked",
+    "Configure",
+    "Dropped",
+    "Empty",
+    "ExecRequest",
+    "Failure",
+    "Forget",
+    "Grow",
+    "Grown",
+    "HostHello",
+    "JobExit",
+    "JobList",
+    "JobRecord",
+    "Jobs",
+    "PowerOff",
+    "Request",
+    "Resize",
+    "SignalJob",
+    "Started",
+    "Sync",
+    "TerminalSize",
+    "decode",
+    "encode",
+]
+
+MAX_JOBS: Final = 256
+
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Offset = Annotated[int, Meta(ge=0, le=2**62)]
+"""Of a flow's byte; so far below 2**64 that no window beyond it overflows."""
+Short = Annotated[str, Meta(max_length=256)]
+Long = Annotated[str, Meta(max_length=4096)]
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """Base of what the agent sends."""
+
+
+class Dropped(Message, frozen=True):
+    """Bytes of output that were dropped because nobody took them in time."""
+
+    stdout: Natural = 0
+    stderr: Natural = 0
+
+
+class JobExit(Message, frozen=True):
+    """How a job ended. Exactly one of `code` and `signal` is set."""
+
+    code: Annotated[int, Meta(ge=0, le=255)] | None = None
+    signal: Annotated[int, Meta(ge=1, le=127)] | None = None
+    core: bool = False
+    dropped: Dropped = Dropped()
+
+    def __post_init__(self) -> None:
+        if (self.code is None) is (self.signal is None):
+            raise ValueError("an exit has either a code or a signal")
+
+
+class JobRecord(Message, frozen=True):
+    """A job that runs in the machine, or one that ended and was not collected yet."""
+
+    job: Natural
+    pid: Natural
+    label: Long = ""
+    argv: list[bytes] = field(default_factory=list)
+    user: Short = ""
+    tty: bool = False
+    detached: bool = False
+    started_ns: Natural = 0
+    """CLOCK_BOOTTIME."""
+    attached: bool = False
+    exit: JobExit | None = None
+
+
+class AgentHello(Message, frozen=True):
+    """The agent's half of the hello. `version` 0: none is common, and nothing else is there."""
+
+    version: Natural
+    agent: Short = ""
+    boot_id: Short = ""
+    kernel: Short = ""
+    init: Long = ""
+    uptime_ns: Natural = 0
+    clock_ns: Natural = 0
+    features: Annotated[list[Short], Meta(max_length=256)] = field(default_factory=list)
+    jobs: Annotated[list[JobRecord], Meta(max_length=MAX_JOBS)] = field(default_factory=list)
+
+
+class Failure(Message, frozen=True):
+    """Payload of ERROR. `errno` is Linux's number where a system call was the cause."""
+
+    code: Short
+    message: Long = ""
+    errno: Annotated[int, Meta(ge=0, le=4095)] | None = None
+
+
+class AgentEvent(Message, frozen=True):
+    """Payload of EVENT."""
+
+    event: Short
+    result: JobExit | None = None
+    count: Natural | None = None
+
+
+class Empty(Message, frozen=True):
+    """An answer that only says "done"."""
+
+
+class Started(Message, frozen=True):
+    """A job was started."""
+
+    job: Natural
+    pid: Natural
+
+
+class Attached(Message, frozen=True):
+    """A job's streams were taken over; where each goes on."""
+
+    job: Natural
+    pid: Natural
+    stdin_received: Offset = 0
+    stdout_from: Offset = 0
+    stderr_from: Offset = 0
+
+
+class JobList(Message, frozen=True):
+    """All jobs."""
+
+    # 256 that run and 64 that have ended.
+    jobs: Annotated[list[JobRecord], Meta(max_length=320)] = field(default_factory=list)
+
+
+class Clocked(Message, frozen=True):
+    """How far the clock was moved, in nanoseconds."""
+
+    stepped_ns: int = 0
+
+
+class Grown(Message, frozen=True):
+    """The root file system's size now."""
+
+    bytes: Natural
+
+
+# -- from host to agent ----------------------------------------------------------------------------
+
+
+class TerminalSize(Struct, frozen=True, kw_only=True):
+    """In character cells."""
+
+    rows: int
+    cols: int
+
+
+class HostHello(Struct, frozen=True, kw_only=True):
+    """The host's half of the hello.
+
+    `next_key` stays last: see `vmgr.agent.keys`, where one hello's `next_key` is followed by that
+    very marker, and an agent that already searches for it must find nothing in between.
+    """
+
+    versions: list[int]
+    nonce: bytes
+    host: str
+    next_key: bytes
+
+
+class Resize(Struct, frozen=True, kw_only=True):
+    """CONTROL: the terminal has a new size."""
+
+    resize: TerminalSize
+
+
+class Request(Struct, frozen=True, kw_only=True, tag_field="op"):
+    """Base of the payloads of OPEN. `stream` ones keep their channel after OPENED."""
+
+    reply: ClassVar[type[Message]] = Empty
+    stream: ClassVar[bool] = False
+
+
+class ExecRequest(Request, frozen=True, kw_only=True, tag="exec"):
+    """Start a job; fields as the protocol page says. Paths, arguments and environment are bytes."""
+
+    reply: ClassVar[type[Message]] = Started
+    stream: ClassVar[bool] = True
+
+    argv: list[bytes] = field(default_factory=list)
+    env: list[bytes] = field(default_factory=list)
+    cwd: bytes | None = None
+    user: str = "root"
+    tty: TerminalSize | None = None
+    stdin: bool = False
+    login: bool = False
+    builtin: str | None = None
+    detached: bool = False
+    label: str = ""
+
+
+class Attach(Request, frozen=True, kw_only=True, tag="attach"):
+    """Take over a job's streams; offsets are what this consumer already has."""
+
+    reply: ClassVar[type[Message]] = Attached
+    stream: ClassVar[bool] = True
+
+    job: int
+    stdin_sent: int = 0
+    stdout_received: int = 0
+    stderr_received: int = 0
+
+
+class Jobs(Request, frozen=True, kw_only=True, tag="jobs"):
+    """List the jobs."""
+
+    reply: ClassVar[type[Message]] = JobList
+
+
+class Forget(Request, frozen=True, kw_only=True, tag="forget"):
+    """Drop an ended job's record."""
+
+    job: int
+
+
+class SignalJob(Request, frozen=True, kw_only=True, tag="signal"):
+    """Send a signal to a job's process group."""
+
+    job: int
+    signal: int
+
+
+class Clock(Request, frozen=True, kw_only=True, tag="clock"):
+    """Set the machine's clock."""
+
+    reply: ClassVar[type[Message]] = Clocked
+
+    realtime_ns: int
+
+
+class Configure(Request, frozen=True, kw_only=True, tag="configure"):
+    """What a fresh machine is told."""
+
+    hostname: str | None = None
+    entropy: bytes | None = None
+    machine_id: str | None = None
+
+
+class Grow(Request, frozen=True, kw_only=True, tag="grow"):
+    """Grow the root file system to its disk."""
+
+    reply: ClassVar[type[Message]] = Grown
+
+
+class PowerOff(Request, frozen=True, kw_only=True, tag="poweroff"):
+    """End the machine in an orderly way."""
+
+    reboot: bool = False
+    grace_ms: int
+
+
+class Sync(Request, frozen=True, kw_only=True, tag="sync"):
+    """Write everything to the disks."""
+
+
+Control = Resize | dict[Literal["signal", "hangup", "detach"], Any]
+
+_M = TypeVar("_M", bound=Message)
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoders: dict[type[Message], msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(message: HostHello | Request | Control) -> bytes:
+    """The payload of a frame to the agent; the caller checks its size."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes, kind: type[_M]) -> _M:
+    """Read a payload from the agent.
+
+    Raises:
+        ProtocolViolation: it is not a map of that kind, or beyond the bounds.
+    """
+    check_shape(payload)
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        message = decoder.decode(payload)
+    # UnicodeDecodeError (a ValueError) comes from text that is not UTF-8.
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ProtocolViolation(f"a bad {kind.__name__} message ({error})") from None
+    assert isinstance(message, kind)  # noqa: S101 (the decoder's promise, said to the type checker)
+    return message
