@@ -1,0 +1,343 @@
+"""The asyncio client: the blocking client's twin, method by method.
+
+What a method does is said in `vmgr.client.sync`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+import msgspec
+
+from vmgr.api import models as m
+from vmgr.api import streams as s
+from vmgr.client import launch
+from vmgr.client.aiojob import AsyncJob
+from vmgr.client.core import Exchange, Notes
+from vmgr.client.jobstream import JobStream
+from vmgr.client.sync import event_of, image_message, interrupted, log_data, silent
+from vmgr.client.websocket import Stream
+from vmgr.errors import HelperUnavailableError
+from vmgr.paths import Paths
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+_READ_SIZE: Final = 65_536
+
+
+class AsyncClient:
+    """Talks to the helper of this user, which is started when first needed.
+
+    Args:
+        paths: where the helper's files are; None: as the environment says.
+        launch: start the helper where none runs.
+        timeout: seconds that the helper may take for a plain call; None: any time.
+        on_notes: told what an answer says besides (notices, the helper's version).
+    """
+
+    def __init__(
+        self,
+        paths: Paths | None = None,
+        *,
+        launch: bool = True,
+        timeout: float | None = None,
+        on_notes: Callable[[Notes], None] | None = None,
+    ) -> None:
+        self.paths = paths or Paths.from_environment()
+        self._launch = launch
+        self._timeout = timeout
+        self._on_notes = on_notes or _ignore
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End it. Nothing is held between calls."""
+
+    # -- the helper ------------------------------------------------------------------------------
+    async def version(self) -> m.Version:
+        """Versions of the helper and of what it drives."""
+        return await self._call(m.Version, "version")
+
+    async def helper_status(self) -> m.HelperStatus:
+        """The helper as it is now."""
+        return await self._call(m.HelperStatus, "helper_status")
+
+    async def helper_stop(self, machines: Literal["keep", "stop"] = "keep") -> m.HelperStatus:
+        """Stop the helper; its machines go on unless they are to stop with it."""
+        return await self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
+
+    # -- settings ----------------------------------------------------------------------------------
+    async def doctor(self) -> m.DoctorReport:
+        """What works on this host, and what would mend the rest."""
+        return await self._call(m.DoctorReport, "doctor")
+
+    async def config_list(self) -> list[m.ConfigEntry]:
+        """All settings."""
+        return await self._call(list[m.ConfigEntry], "config_list")
+
+    async def config_get(self, key: str) -> m.ConfigEntry:
+        """One setting."""
+        return await self._call(m.ConfigEntry, "config_get", {"key": key})
+
+    async def config_set(self, key: str, value: str) -> m.ConfigEntry:
+        """Change a setting; `value` is text like `2G`, `true`, `4`."""
+        return await self._call(
+            m.ConfigEntry, "config_set", {"key": key}, body=m.SetConfig(value=value)
+        )
+
+    async def config_unset(self, key: str) -> m.ConfigEntry:
+        """Put a setting back to its default."""
+        return await self._call(m.ConfigEntry, "config_unset", {"key": key})
+
+    # -- machines ----------------------------------------------------------------------------------
+    async def machine_list(self) -> list[m.MachineInfo]:
+        """All machines."""
+        return await self._call(list[m.MachineInfo], "machine_list")
+
+    async def machine_create(self, machine: m.CreateMachine) -> m.MachineInfo:
+        """Create a machine; it is not started."""
+        return await self._call(m.MachineInfo, "machine_create", body=machine)
+
+    async def machine_info(self, machine: str) -> m.MachineInfo:
+        """One machine, by name or id."""
+        return await self._call(m.MachineInfo, "machine_info", {"machine": machine})
+
+    async def machine_remove(self, machine: str, *, force: bool = False) -> m.MachineRemoved:
+        """Remove a machine and its disk; with `force` it is stopped first."""
+        return await self._call(
+            m.MachineRemoved, "machine_remove", {"machine": machine}, query={"force": force}
+        )
+
+    async def machine_start(self, machine: str) -> m.MachineInfo:
+        """Start a machine; returns when commands can run in it."""
+        return await self._call(m.MachineInfo, "machine_start", {"machine": machine})
+
+    async def machine_stop(self, machine: str, how: m.StopMachine | None = None) -> m.StopReport:
+        """Stop a machine in an orderly way, and by force where that fails."""
+        return await self._call(
+            m.StopReport, "machine_stop", {"machine": machine}, body=how or m.StopMachine()
+        )
+
+    async def machine_restart(
+        self, machine: str, how: m.StopMachine | None = None
+    ) -> m.MachineInfo:
+        """Stop a machine and start it again."""
+        return await self._call(
+            m.MachineInfo, "machine_restart", {"machine": machine}, body=how or m.StopMachine()
+        )
+
+    async def machine_kill(self, machine: str) -> m.StopReport:
+        """End a machine at once, as if its power was cut."""
+        return await self._call(m.StopReport, "machine_kill", {"machine": machine})
+
+    # -- jobs --------------------------------------------------------------------------------------
+    async def job_list(self, machine: str) -> list[m.JobInfo]:
+        """The commands that run in a machine, and those that ended and were not collected."""
+        return await self._call(list[m.JobInfo], "job_list", {"machine": machine})
+
+    async def job_signal(self, machine: str, job: int, number: int) -> None:
+        """Send a signal to a job's process group."""
+        await self._call(
+            type(None),
+            "job_signal",
+            {"machine": machine, "job": job},
+            body=m.JobSignal(signal=number),
+        )
+
+    async def job_forget(self, machine: str, job: int) -> None:
+        """Drop the record of a job that has ended."""
+        await self._call(type(None), "job_forget", {"machine": machine, "job": job})
+
+    # -- images ------------------------------------------------------------------------------------
+    async def image_list(self) -> list[m.ImageInfo]:
+        """All images."""
+        return await self._call(list[m.ImageInfo], "image_list")
+
+    async def image_info(self, image: str) -> m.ImageInfo:
+        """One image, by name or a prefix of its digest."""
+        return await self._call(m.ImageInfo, "image_info", {"image": image})
+
+    async def image_remove(self, image: str) -> m.ImageRemoved:
+        """Remove an image that no machine uses."""
+        return await self._call(m.ImageRemoved, "image_remove", {"image": image})
+
+    async def image_prune(self) -> m.ImageRemoved:
+        """Remove the images and kernels that nothing uses."""
+        return await self._call(m.ImageRemoved, "image_prune")
+
+    # -- streams ---------------------------------------------------------------------------------
+    async def exec(self, machine: str, spec: m.ExecSpec) -> AsyncJob:
+        """Start a command in a machine; the result's streams are the command's."""
+        return await self._job(s.Start(spec=spec), "exec", machine)
+
+    async def attach(self, machine: str, job: int) -> AsyncJob:
+        """Take over the streams of a command that runs already, or has ended uncollected."""
+        return await self._job(s.Attach(), "attach", machine, job)
+
+    async def run(self, machine: m.CreateMachine, spec: m.ExecSpec) -> AsyncJob:
+        """Run a command in a fresh machine, which is removed when the command ends."""
+        return await self._job(s.Run(machine=machine, spec=spec), "run")
+
+    async def machine_logs(
+        self,
+        machine: str,
+        *,
+        source: Literal["console", "vmm", "helper"] = "console",
+        follow: bool = False,
+        tail: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """A machine's log, in pieces; with `follow` it goes on until the caller stops."""
+        query: dict[str, object] = {"source": source, "follow": follow, "tail": tail}
+        messages = self._stream("machine_logs", {"machine": machine}, query)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield log_data(message)
+
+    async def helper_logs(
+        self, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The helper's log, in pieces; with `follow` it goes on until the caller stops."""
+        messages = self._stream("helper_logs", {}, {"follow": follow, "tail": tail})
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield log_data(message)
+
+    async def events(self, since: int | None = None) -> AsyncIterator[m.Event]:
+        """What happens from now on, or from sequence number `since` on where still known."""
+        messages = self._stream("events", {}, {"since": since})
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield event_of(message)
+
+    async def image_build(
+        self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.ImageInfo:
+        """Build an image from a recipe."""
+        return await self._image_work("image_build", build, on_progress)
+
+    async def image_import(
+        self, source: m.ImageImport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.ImageInfo:
+        """Make an image from a root file system tarball on this host."""
+        return await self._image_work("image_import", source, on_progress)
+
+    # -- machinery -------------------------------------------------------------------------------
+    async def _connect(self) -> socket.socket:
+        # Connecting is instant, starting a helper is not: it waits in a thread.
+        find = launch.ensure if self._launch else launch.connect
+        connection = await asyncio.to_thread(find, self.paths)
+        if connection is None:
+            raise HelperUnavailableError(
+                "no helper runs", next_step='start it with "vmgr helper start"'
+            )
+        connection.settimeout(0)
+        return connection
+
+    async def _call(
+        self,
+        kind: type[T],
+        operation: str,
+        path: dict[str, object] | None = None,
+        *,
+        query: dict[str, object] | None = None,
+        body: msgspec.Struct | None = None,
+    ) -> T:
+        exchange = Exchange(operation, path, query, body)
+        loop = asyncio.get_running_loop()
+        with await self._connect() as connection:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await loop.sock_sendall(connection, exchange.outgoing)
+                    while not exchange.receive(await loop.sock_recv(connection, _READ_SIZE)):
+                        pass
+            except TimeoutError:
+                raise silent(self._timeout) from None
+            except ConnectionError:
+                exchange.receive(b"")
+        self._on_notes(exchange.notes)
+        return exchange.result(kind)
+
+    async def _stream(
+        self,
+        operation: str,
+        path: dict[str, object],
+        query: dict[str, object] | None = None,
+        first: msgspec.Struct | None = None,
+    ) -> AsyncGenerator[str | bytes, None]:
+        """Open a stream, send `first`, and give its messages until it closes."""
+        stream = Stream(operation, path, query)
+        loop = asyncio.get_running_loop()
+        with await self._connect() as connection:
+            told = False
+            try:
+                while not stream.closed:
+                    await loop.sock_sendall(connection, stream.take_outgoing())
+                    try:
+                        messages = stream.receive(await loop.sock_recv(connection, _READ_SIZE))
+                    except ConnectionError:
+                        messages = stream.receive(b"")
+                    if stream.opened and not told:
+                        told = True
+                        self._on_notes(stream.notes)
+                        if first is not None:
+                            stream.send(msgspec.json.encode(first).decode())
+                    for message in messages:
+                        yield message
+            finally:
+                stream.close()
+                with contextlib.suppress(OSError):  # it closed first, or takes no more now
+                    connection.send(stream.take_outgoing())
+
+    async def _image_work(
+        self,
+        operation: str,
+        request: msgspec.Struct,
+        on_progress: Callable[[s.Progress], None] | None,
+    ) -> m.ImageInfo:
+        async with contextlib.aclosing(self._stream(operation, {}, first=request)) as messages:
+            async for message in messages:
+                done = image_message(message)
+                if isinstance(done, m.ImageInfo):
+                    return done
+                if on_progress is not None:
+                    on_progress(done)
+        raise interrupted()
+
+    async def _job(
+        self,
+        opening: s.Start | s.Run | s.Attach,
+        operation: str,
+        machine: str | None = None,
+        job: int | None = None,
+    ) -> AsyncJob:
+        path: dict[str, object] = {}
+        if machine is not None:
+            path["machine"] = machine
+        if job is not None:
+            path["job"] = job
+        stream = JobStream(opening, machine, job)
+        result = AsyncJob(stream, self._connect, self._on_notes)
+        await result.open(operation, path)
+        return result
+
+
+def _ignore(_notes: Notes) -> None:
+    pass

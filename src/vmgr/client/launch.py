@@ -1,0 +1,244 @@
+"""Finding the helper, or starting it.
+
+A client connects first. Only when nothing listens does it take the launch lock, look again (another
+client may have been quicker), and start the helper as design rule 9 asks: a session of its own, `/`
+as working directory, a small environment, and exactly one inherited fd, the pipe on which the
+helper says that it is ready or why it is not. Files that a dead helper left are the next helper's
+business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from vmgr.api.models import ErrorBody
+from vmgr.errors import ConflictError, HelperUnavailableError, VmgrError, error_from_wire
+from vmgr.spawner import spawn_detached
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmgr.paths import Paths
+
+__all__ = ["connect", "ensure", "helper_environment"]
+
+READY_DEADLINE: Final = 60.0  # a slow disk, a loaded host, many machines to take back
+STOPPING_DEADLINE: Final = 30.0
+_READY_MAX: Final = 65_536
+_PEERCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid; see unix(7)
+_PASSED_ON: Final = frozenset({
+    "HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER",
+    "ALL_PROXY", "FTP_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
+    "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE",
+})  # fmt: skip
+_PASSED_ON_PREFIXES: Final = ("LC_", "VMGR_", "XDG_")
+
+
+def helper_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of a caller's environment that the helper gets.
+
+    Who starts the helper first must not decide how it behaves for everyone after, so only what
+    names the person's directories, language, proxies and certificates is passed on.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.upper() in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+
+
+def connect(paths: Paths, timeout: float | None = None) -> socket.socket | None:
+    """Connect to the helper; None when none listens.
+
+    Args:
+        paths: where the socket is.
+        timeout: seconds that each later operation on the socket may take.
+
+    Raises:
+        HelperUnavailableError: the socket is another user's, or cannot be reached.
+    """
+    path = os.fspath(paths.helper_socket)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(path)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        _pid, owner, _gid = _PEERCRED.unpack(credentials)
+        _refuse_foreign(path, owner)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        _refuse_foreign_file(path)
+        return None
+    except OSError as error:
+        connection.close()
+        _refuse_foreign_file(path)
+        raise HelperUnavailableError(
+            f"cannot connect to the helper at {path}: {error.strerror or 'it does not answer'}",
+            next_step='see "vmgr helper logs"',
+        ) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def ensure(paths: Paths, timeout: float | None = None) -> socket.socket:
+    """Connect to the helper, which is started when none runs.
+
+    Raises:
+        HelperUnavailableError: it could not be started or does not answer.
+        VmgrError: the reason that the helper gave for not starting.
+    """
+    connection = connect(paths, timeout)
+    if connection is not None:
+        return connection
+    paths.ensure()
+    with _locked(paths):
+        connection = connect(paths, timeout)
+        if connection is None:
+            _start(paths)
+            connection = connect(paths, timeout)
+    if connection is None:
+        raise HelperUnavailableError(
+            "the helper ended right after it had started", next_step=_see_log(paths)
+        )
+    return connection
+
+
+# -- machinery -----------------------------------------------------------------------------------
+
+
+def _start(paths: Paths) -> None:
+    """Start the helper; returns when it listens, or another one does."""
+    try:
+        _start_once(paths)
+    except ConflictError as error:
+        # One holds the lock without listening: it is stopping. Its end frees the lock.
+        if not _wait_for_lock(paths, STOPPING_DEADLINE):
+            raise HelperUnavailableError(
+                "a helper runs but does not answer", next_step=_see_log(paths)
+            ) from error
+        _start_once(paths)
+
+
+def _start_once(paths: Paths) -> None:
+    ready, told = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            # -P: the working directory is no place to import from.
+            spawn_detached(
+                [sys.executable, "-P", "-m", "vmgr.helper", "--ready-fd", str(told)],
+                env=helper_environment(os.environ),
+                pass_fds=(told,),
+            )
+        except OSError as error:
+            raise HelperUnavailableError(
+                f"cannot start the helper: {error.strerror}",
+                next_step=f"check that {sys.executable} can be run",
+            ) from error
+        finally:
+            os.close(told)
+        line = _read_line(ready, READY_DEADLINE)
+    finally:
+        os.close(ready)
+    if line == b"ready":
+        return
+    kind, _, rest = line.partition(b": ")
+    if kind == b"error":
+        raise _told(rest)
+    if line == b"":
+        raise HelperUnavailableError(
+            "the helper ended while it was starting", next_step=_see_log(paths)
+        )
+    raise HelperUnavailableError(
+        "the helper said something unexpected while it was starting", next_step=_see_log(paths)
+    )
+
+
+def _read_line(fd: int, deadline: float) -> bytes:
+    """The first line that arrives on `fd`; what there was of it when the other end closed."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    until = time.monotonic() + deadline
+    line = b""
+    while b"\n" not in line and len(line) < _READY_MAX:
+        left = until - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise HelperUnavailableError(
+                f"the helper did not get ready within {deadline:.0f} s",
+                next_step='see "vmgr helper logs", then try again',
+            )
+        chunk = os.read(fd, _READY_MAX)
+        if not chunk:
+            break
+        line += chunk
+    return line.partition(b"\n")[0]
+
+
+def _told(body: bytes) -> VmgrError:
+    try:
+        error = msgspec.json.decode(body, type=ErrorBody)
+    except msgspec.MsgspecError:
+        return HelperUnavailableError("the helper could not start and did not say why")
+    return error_from_wire(error.code, error.message, error.next_step, error.details)
+
+
+@contextlib.contextmanager
+def _locked(paths: Paths) -> Iterator[None]:
+    """Hold the launch lock; its holder ends by itself (its waits have deadlines)."""
+    fd = os.open(paths.launch_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _wait_for_lock(paths: Paths, deadline: float) -> bool:
+    """Wait for the running helper to end; False after `deadline` seconds.
+
+    flock(2) knows no time-out, so a thread of its own waits for it.
+    """
+    released = threading.Event()
+
+    def wait() -> None:
+        fd = os.open(paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+        released.set()
+
+    threading.Thread(target=wait, name="vmgr-helper-end", daemon=True).start()
+    return released.wait(deadline)
+
+
+def _refuse_foreign_file(path: str) -> None:
+    try:
+        owner = os.lstat(path).st_uid
+    except OSError:
+        return
+    _refuse_foreign(path, owner)
+
+
+def _refuse_foreign(path: str, owner: int) -> None:
+    if owner != os.getuid():
+        raise HelperUnavailableError(
+            f"the helper's socket {path} belongs to another user (uid {owner})",
+            next_step="set XDG_RUNTIME_DIR or VMGR_HOME to a directory of your own",
+        )
+
+
+def _see_log(paths: Paths) -> str:
+    return f"see {paths.helper_log}"

@@ -1,0 +1,391 @@
+"""The blocking client: a method per operation of the API.
+
+`vmgr.client.aio` is its asyncio twin; a test holds their public faces together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+import msgspec
+
+from vmgr.api import models as m
+from vmgr.api import streams as s
+from vmgr.client import launch
+from vmgr.client.core import Exchange, Notes, error_of
+from vmgr.errors import HelperUnavailableError
+from vmgr.paths import Paths
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from vmgr.client.job import Job
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+_READ_SIZE: Final = 65_536
+
+
+class Client:
+    """Talks to the helper of this user, which is started when first needed.
+
+    Every method raises the `VmgrError` that the helper answers with, and `HelperUnavailableError`
+    when there is no helper to be had. Threads may share one: it holds nothing between calls.
+
+    Args:
+        paths: where the helper's files are; None: as the environment says.
+        launch: start the helper where none runs.
+        timeout: seconds that the helper may stay silent in a plain call; None: any time. Starting a
+            machine is such a call.
+        on_notes: told what an answer says besides (notices, the helper's version).
+    """
+
+    def __init__(
+        self,
+        paths: Paths | None = None,
+        *,
+        launch: bool = True,
+        timeout: float | None = None,
+        on_notes: Callable[[Notes], None] | None = None,
+    ) -> None:
+        self.paths = paths or Paths.from_environment()
+        self._launch = launch
+        self._timeout = timeout
+        self._on_notes = on_notes or _ignore
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it. Nothing is held between calls; this is for symmetry with `AsyncClient`."""
+
+    # -- the helper ------------------------------------------------------------------------------
+    def version(self) -> m.Version:
+        """Versions of the helper and of what it drives."""
+        return self._call(m.Version, "version")
+
+    def helper_status(self) -> m.HelperStatus:
+        """The helper as it is now."""
+        return self._call(m.HelperStatus, "helper_status")
+
+    def helper_stop(self, machines: Literal["keep", "stop"] = "keep") -> m.HelperStatus:
+        """Stop the helper; its machines go on unless they are to stop with it."""
+        return self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
+
+    # -- settings ----------------------------------------------------------------------------------
+    def doctor(self) -> m.DoctorReport:
+        """What works on this host, and what would mend the rest."""
+        return self._call(m.DoctorReport, "doctor")
+
+    def config_list(self) -> list[m.ConfigEntry]:
+        """All settings."""
+        return self._call(list[m.ConfigEntry], "config_list")
+
+    def config_get(self, key: str) -> m.ConfigEntry:
+        """One setting."""
+        return self._call(m.ConfigEntry, "config_get", {"key": key})
+
+    def config_set(self, key: str, value: str) -> m.ConfigEntry:
+        """Change a setting; `value` is text like `2G`, `true`, `4`."""
+        return self._call(m.ConfigEntry, "config_set", {"key": key}, body=m.SetConfig(value=value))
+
+    def config_unset(self, key: str) -> m.ConfigEntry:
+        """Put a setting back to its default."""
+        return self._call(m.ConfigEntry, "config_unset", {"key": key})
+
+    # -- machines ----------------------------------------------------------------------------------
+    def machine_list(self) -> list[m.MachineInfo]:
+        """All machines."""
+        return self._call(list[m.MachineInfo], "machine_list")
+
+    def machine_create(self, machine: m.CreateMachine) -> m.MachineInfo:
+        """Create a machine; it is not started."""
+        return self._call(m.MachineInfo, "machine_create", body=machine)
+
+    def machine_info(self, machine: str) -> m.MachineInfo:
+        """One machine, by name or id."""
+        return self._call(m.MachineInfo, "machine_info", {"machine": machine})
+
+    def machine_remove(self, machine: str, *, force: bool = False) -> m.MachineRemoved:
+        """Remove a machine and its disk; with `force` it is stopped first."""
+        return self._call(
+            m.MachineRemoved, "machine_remove", {"machine": machine}, query={"force": force}
+        )
+
+    def machine_start(self, machine: str) -> m.MachineInfo:
+        """Start a machine; returns when commands can run in it."""
+        return self._call(m.MachineInfo, "machine_start", {"machine": machine})
+
+    def machine_stop(self, machine: str, how: m.StopMachine | None = None) -> m.StopReport:
+        """Stop a machine in an orderly way, and by force where that fails."""
+        return self._call(
+            m.StopReport, "machine_stop", {"machine": machine}, body=how or m.StopMachine()
+        )
+
+    def machine_restart(self, machine: str, how: m.StopMachine | None = None) -> m.MachineInfo:
+        """Stop a machine and start it again."""
+        return self._call(
+            m.MachineInfo, "machine_restart", {"machine": machine}, body=how or m.StopMachine()
+        )
+
+    def machine_kill(self, machine: str) -> m.StopReport:
+        """End a machine at once, as if its power was cut."""
+        return self._call(m.StopReport, "machine_kill", {"machine": machine})
+
+    # -- jobs --------------------------------------------------------------------------------------
+    def job_list(self, machine: str) -> list[m.JobInfo]:
+        """The commands that run in a machine, and those that ended and were not collected."""
+        return self._call(list[m.JobInfo], "job_list", {"machine": machine})
+
+    def job_signal(self, machine: str, job: int, number: int) -> None:
+        """Send a signal to a job's process group."""
+        self._call(
+            type(None),
+            "job_signal",
+            {"machine": machine, "job": job},
+            body=m.JobSignal(signal=number),
+        )
+
+    def job_forget(self, machine: str, job: int) -> None:
+        """Drop the record of a job that has ended."""
+        self._call(type(None), "job_forget", {"machine": machine, "job": job})
+
+    # -- images ------------------------------------------------------------------------------------
+    def image_list(self) -> list[m.ImageInfo]:
+        """All images."""
+        return self._call(list[m.ImageInfo], "image_list")
+
+    def image_info(self, image: str) -> m.ImageInfo:
+        """One image, by name or a prefix of its digest."""
+        return self._call(m.ImageInfo, "image_info", {"image": image})
+
+    def image_remove(self, image: str) -> m.ImageRemoved:
+        """Remove an image that no machine uses."""
+        return self._call(m.ImageRemoved, "image_remove", {"image": image})
+
+    def image_prune(self) -> m.ImageRemoved:
+        """Remove the images and kernels that nothing uses."""
+        return self._call(m.ImageRemoved, "image_prune")
+
+    # -- streams ---------------------------------------------------------------------------------
+    def exec(self, machine: str, spec: m.ExecSpec) -> Job:
+        """Start a command in a machine; the result's streams are the command's."""
+        return self._job(s.Start(spec=spec), "exec", machine)
+
+    def attach(self, machine: str, job: int) -> Job:
+        """Take over the streams of a command that runs already, or has ended uncollected."""
+        return self._job(s.Attach(), "attach", machine, job)
+
+    def run(self, machine: m.CreateMachine, spec: m.ExecSpec) -> Job:
+        """Run a command in a fresh machine, which is removed when the command ends."""
+        return self._job(s.Run(machine=machine, spec=spec), "run")
+
+    def machine_logs(
+        self,
+        machine: str,
+        *,
+        source: Literal["console", "vmm", "helper"] = "console",
+        follow: bool = False,
+        tail: int | None = None,
+    ) -> Iterator[bytes]:
+        """A machine's log, in pieces; with `follow` it goes on until the caller stops."""
+        query: dict[str, object] = {"source": source, "follow": follow, "tail": tail}
+        for message in self._stream("machine_logs", {"machine": machine}, query):
+            yield log_data(message)
+
+    def helper_logs(self, *, follow: bool = False, tail: int | None = None) -> Iterator[bytes]:
+        """The helper's log, in pieces; with `follow` it goes on until the caller stops."""
+        for message in self._stream("helper_logs", {}, {"follow": follow, "tail": tail}):
+            yield log_data(message)
+
+    def events(self, since: int | None = None) -> Iterator[m.Event]:
+        """What happens from now on, or from sequence number `since` on where still known."""
+        for message in self._stream("events", {}, {"since": since}):
+            yield event_of(message)
+
+    def image_build(
+        self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.ImageInfo:
+        """Build an image from a recipe."""
+        return self._image_work("image_build", build, on_progress)
+
+    def image_import(
+        self, source: m.ImageImport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.ImageInfo:
+        """Make an image from a root file system tarball on this host."""
+        return self._image_work("image_import", source, on_progress)
+
+    # -- machinery -------------------------------------------------------------------------------
+    def _connect(self) -> socket.socket:
+        connection = (
+            launch.ensure(self.paths, self._timeout)
+            if self._launch
+            else launch.connect(self.paths, self._timeout)
+        )
+        if connection is None:
+            raise HelperUnavailableError(
+                "no helper runs", next_step='start it with "vmgr helper start"'
+            )
+        return connection
+
+    def _call(
+        self,
+        kind: type[T],
+        operation: str,
+        path: dict[str, object] | None = None,
+        *,
+        query: dict[str, object] | None = None,
+        body: msgspec.Struct | None = None,
+    ) -> T:
+        exchange = Exchange(operation, path, query, body)
+        with self._connect() as connection:
+            try:
+                connection.sendall(exchange.outgoing)
+                while not exchange.receive(connection.recv(_READ_SIZE)):
+                    pass
+            except TimeoutError:
+                raise silent(self._timeout) from None
+            except ConnectionError:
+                exchange.receive(b"")
+        self._on_notes(exchange.notes)
+        return exchange.result(kind)
+
+    def _stream(
+        self,
+        operation: str,
+        path: dict[str, object],
+        query: dict[str, object] | None = None,
+        first: msgspec.Struct | None = None,
+    ) -> Iterator[str | bytes]:
+        """Open a stream, send `first`, and give its messages until it closes."""
+        from vmgr.client.websocket import Stream
+
+        stream = Stream(operation, path, query)
+        with self._connect() as connection:
+            connection.settimeout(None)  # a stream may be quiet for long
+            told = False
+            try:
+                while not stream.closed:
+                    connection.sendall(stream.take_outgoing())
+                    try:
+                        messages = stream.receive(connection.recv(_READ_SIZE))
+                    except ConnectionError:
+                        messages = stream.receive(b"")
+                    if stream.opened and not told:
+                        told = True
+                        self._on_notes(stream.notes)
+                        if first is not None:
+                            stream.send(msgspec.json.encode(first).decode())
+                    yield from messages
+            finally:
+                stream.close()
+                with contextlib.suppress(OSError):  # it closed first
+                    connection.sendall(stream.take_outgoing())
+
+    def _image_work(
+        self,
+        operation: str,
+        request: msgspec.Struct,
+        on_progress: Callable[[s.Progress], None] | None,
+    ) -> m.ImageInfo:
+        for message in self._stream(operation, {}, first=request):
+            done = image_message(message)
+            if isinstance(done, m.ImageInfo):
+                return done
+            if on_progress is not None:
+                on_progress(done)
+        raise interrupted()
+
+    def _job(
+        self,
+        opening: s.Start | s.Run | s.Attach,
+        operation: str,
+        machine: str | None = None,
+        job: int | None = None,
+    ) -> Job:
+        from vmgr.client.job import Job
+        from vmgr.client.jobstream import JobStream
+
+        path: dict[str, object] = {}
+        if machine is not None:
+            path["machine"] = machine
+        if job is not None:
+            path["job"] = job
+        stream = JobStream(opening, machine, job)
+        return Job(stream, self._connect, (operation, path), self._on_notes)
+
+
+# -- what both twins make of messages ------------------------------------------------------------
+
+
+def log_data(message: str | bytes) -> bytes:
+    """The data of a message on a log stream."""
+    if isinstance(message, bytes):
+        return message[1:]
+    raise _unexpected(message)
+
+
+def event_of(message: str | bytes) -> m.Event:
+    """The event in a message on an event stream."""
+    try:
+        return msgspec.json.decode(message, type=m.Event)
+    except msgspec.MsgspecError:
+        raise _unexpected(message) from None
+
+
+def image_message(message: str | bytes) -> s.Progress | m.ImageInfo:
+    """What a message on an image stream says: how far it is, or the image."""
+    try:
+        decoded = s.decode_from_helper(message)
+        if isinstance(decoded, s.Progress):
+            return decoded
+        if isinstance(decoded, s.Done):
+            return msgspec.convert(decoded.result, m.ImageInfo)
+    except msgspec.MsgspecError:
+        pass
+    raise _unexpected(message)
+
+
+def silent(timeout: float | None) -> HelperUnavailableError:
+    """The error for a helper that says nothing."""
+    return HelperUnavailableError(
+        f"the helper did not answer within {timeout:g} s", next_step='see "vmgr helper logs"'
+    )
+
+
+def interrupted() -> HelperUnavailableError:
+    """The error for a helper that ended amid its work."""
+    return HelperUnavailableError(
+        "the helper ended before the work was done",
+        next_step='try again, and see "vmgr helper logs" if it happens again',
+    )
+
+
+def _unexpected(message: str | bytes) -> Exception:
+    try:
+        decoded = s.decode_from_helper(message)
+    except msgspec.MsgspecError:
+        decoded = None
+    if isinstance(decoded, s.Failed):
+        return error_of(decoded.error)
+    return HelperUnavailableError(
+        "a message of the helper is not understood",
+        next_step='run "vmgr helper restart", so that both are of one version',
+    )
+
+
+def _ignore(_notes: Notes) -> None:
+    pass
