@@ -378,26 +378,26 @@ async def run(
     """
     import asyncio
 
-    pipes = [(os.pipe2(os.O_CLOEXEC), on_line)]
-    if stdout is None:
-        pipes.insert(0, (os.pipe2(os.O_CLOEXEC), None))
-    try:
+    callbacks = [on_line] if stdout is not None else [None, on_line]
+    reads: list[int] = []
+    with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as writes:
+        ends: list[int] = []
+        for _ in callbacks:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            on_failure.callback(os.close, read)
+            writes.callback(os.close, write)
+            reads.append(read)
+            ends.append(write)
         process = await spawn(
             argv, env=env, cwd=cwd, umask=umask, stdin=stdin,
-            stdout=pipes[0][0][1] if stdout is None else stdout, stderr=pipes[-1][0][1],
+            stdout=ends[0] if stdout is None else stdout, stderr=ends[-1],
             pass_fds=pass_fds, parent_death="kill",
         )  # fmt: skip
-    except BaseException:
-        for (read, _), _ in pipes:
-            os.close(read)
-        raise
-    finally:
-        for (_, write), _ in pipes:
-            os.close(write)
+        on_failure.pop_all()
     process._ends_group = True  # noqa: SLF001 (same module); else it could keep our pipes open
     readers = [
         asyncio.create_task(_collect(read, limit, callback), name="capture")
-        for (read, _), callback in pipes
+        for read, callback in zip(reads, callbacks, strict=True)
     ]
     try:
         async with asyncio.timeout(deadline):
