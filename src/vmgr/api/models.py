@@ -1,7 +1,7 @@
 """The bodies of requests and answers.
 
-One set of types serves the helper, both clients and the OpenAPI document. Sizes are bytes, times are
-seconds unless the name says otherwise, wall-clock times are Unix seconds.
+One set of types serves the helper, both clients and the OpenAPI document. Sizes are bytes, times
+are seconds unless the name says otherwise, wall-clock times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ class ConfigEntry(Model):
 
 
 class SetConfig(Model):
-    """A new value, as text: `2G`, `true`, `4`."""
+    """A new value, as text."""
 
     value: str
 

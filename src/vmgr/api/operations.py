@@ -1,4 +1,4 @@
-"""The table of operations: the helper routes by it, the clients call by it, OpenAPI is made from it."""
+"""The table of operations: the helper routes, the clients call and OpenAPI describes by it."""
 
 from __future__ import annotations
 
@@ -51,54 +51,161 @@ OPERATIONS: dict[str, Operation] = {
     op.name: op
     for op in (
         Operation("version", "GET", "/version", "Versions", response=m.Version),
-        Operation("helper_status", "GET", "/helper", "The helper as it is now", response=m.HelperStatus),
-        Operation("helper_stop", "POST", "/helper/stop", "Stop the helper", m.HelperStop, m.HelperStatus),
-        Operation("doctor", "GET", "/doctor", "What works on this host and what would mend the rest",
-                  response=m.DoctorReport),
+        Operation(
+            "helper_status", "GET", "/helper", "The helper as it is now", response=m.HelperStatus
+        ),
+        Operation(
+            "helper_stop", "POST", "/helper/stop", "Stop the helper", m.HelperStop, m.HelperStatus
+        ),
+        Operation(
+            "doctor",
+            "GET",
+            "/doctor",
+            "What works on this host and what would mend the rest",
+            response=m.DoctorReport,
+        ),
         Operation("config_list", "GET", "/config", "All settings", response=list[m.ConfigEntry]),
         Operation("config_get", "GET", "/config/{key}", "One setting", response=m.ConfigEntry),
-        Operation("config_set", "PUT", "/config/{key}", "Change a setting", m.SetConfig, m.ConfigEntry),
-        Operation("config_unset", "DELETE", "/config/{key}", "Back to the default", response=m.ConfigEntry),
-        Operation("events", "GET", "/events", "Follow what happens", stream="event",
-                  query=(Parameter("since", int, "replay from this sequence number where still known"),)),
+        Operation(
+            "config_set", "PUT", "/config/{key}", "Change a setting", m.SetConfig, m.ConfigEntry
+        ),
+        Operation(
+            "config_unset", "DELETE", "/config/{key}", "Back to the default", response=m.ConfigEntry
+        ),
+        Operation(
+            "events",
+            "GET",
+            "/events",
+            "Follow what happens",
+            stream="event",
+            query=(Parameter("since", int, "replay from this sequence number where still known"),),
+        ),
         Operation("machine_list", "GET", "/machines", "All machines", response=list[m.MachineInfo]),
-        Operation("machine_create", "POST", "/machines", "Create a machine", m.CreateMachine, m.MachineInfo),
-        Operation("machine_info", "GET", "/machines/{machine}", "One machine", response=m.MachineInfo),
-        Operation("machine_remove", "DELETE", "/machines/{machine}", "Remove a machine and its disk",
-                  response=m.MachineRemoved, query=(_FORCE,)),
-        Operation("machine_start", "POST", "/machines/{machine}/start", "Start it; answers when ready",
-                  response=m.MachineInfo),
-        Operation("machine_stop", "POST", "/machines/{machine}/stop", "Stop it in an orderly way",
-                  m.StopMachine, m.StopReport),
-        Operation("machine_restart", "POST", "/machines/{machine}/restart", "Stop and start it",
-                  m.StopMachine, m.MachineInfo),
-        Operation("machine_kill", "POST", "/machines/{machine}/kill", "End its VMM at once",
-                  response=m.StopReport),
-        Operation("machine_logs", "GET", "/machines/{machine}/logs", "Its logs", stream="log", query=(
-            Parameter("source", str, "console, vmm or helper", default="console"),
-            Parameter("follow", bool, "go on with what is added", default=False),
-            Parameter("tail", int, "only the last lines"),
-        )),
-        Operation("job_list", "GET", "/machines/{machine}/jobs", "Its jobs", response=list[m.JobInfo]),
-        Operation("job_signal", "POST", "/machines/{machine}/jobs/{job}/signal", "Signal a job", m.JobSignal),
-        Operation("job_forget", "DELETE", "/machines/{machine}/jobs/{job}", "Drop an ended job's record"),
+        Operation(
+            "machine_create",
+            "POST",
+            "/machines",
+            "Create a machine",
+            m.CreateMachine,
+            m.MachineInfo,
+        ),
+        Operation(
+            "machine_info", "GET", "/machines/{machine}", "One machine", response=m.MachineInfo
+        ),
+        Operation(
+            "machine_remove",
+            "DELETE",
+            "/machines/{machine}",
+            "Remove a machine and its disk",
+            response=m.MachineRemoved,
+            query=(_FORCE,),
+        ),
+        Operation(
+            "machine_start",
+            "POST",
+            "/machines/{machine}/start",
+            "Start it; answers when ready",
+            response=m.MachineInfo,
+        ),
+        Operation(
+            "machine_stop",
+            "POST",
+            "/machines/{machine}/stop",
+            "Stop it in an orderly way",
+            m.StopMachine,
+            m.StopReport,
+        ),
+        Operation(
+            "machine_restart",
+            "POST",
+            "/machines/{machine}/restart",
+            "Stop and start it",
+            m.StopMachine,
+            m.MachineInfo,
+        ),
+        Operation(
+            "machine_kill",
+            "POST",
+            "/machines/{machine}/kill",
+            "End its VMM at once",
+            response=m.StopReport,
+        ),
+        Operation(
+            "machine_logs",
+            "GET",
+            "/machines/{machine}/logs",
+            "Its logs",
+            stream="log",
+            query=(
+                Parameter("source", str, "console, vmm or helper", default="console"),
+                Parameter("follow", bool, "go on with what is added", default=False),
+                Parameter("tail", int, "only the last lines"),
+            ),
+        ),
+        Operation(
+            "job_list", "GET", "/machines/{machine}/jobs", "Its jobs", response=list[m.JobInfo]
+        ),
+        Operation(
+            "job_signal",
+            "POST",
+            "/machines/{machine}/jobs/{job}/signal",
+            "Signal a job",
+            m.JobSignal,
+        ),
+        Operation(
+            "job_forget", "DELETE", "/machines/{machine}/jobs/{job}", "Drop an ended job's record"
+        ),
         Operation("exec", "GET", "/machines/{machine}/exec", "Run a command in it", stream="job"),
-        Operation("attach", "GET", "/machines/{machine}/jobs/{job}/attach", "Take over a job's streams",
-                  stream="job"),
-        Operation("run", "GET", "/run", "Run a command in a fresh machine, then remove it", stream="job"),
+        Operation(
+            "attach",
+            "GET",
+            "/machines/{machine}/jobs/{job}/attach",
+            "Take over a job's streams",
+            stream="job",
+        ),
+        Operation(
+            "run", "GET", "/run", "Run a command in a fresh machine, then remove it", stream="job"
+        ),
         Operation("image_list", "GET", "/images", "All images", response=list[m.ImageInfo]),
         Operation("image_info", "GET", "/images/{image}", "One image", response=m.ImageInfo),
-        Operation("image_remove", "DELETE", "/images/{image}", "Remove an image",
-                  response=m.ImageRemoved),
-        Operation("image_build", "GET", "/images/build", "Build an image", m.ImageBuild, m.ImageInfo,
-                  stream="image"),
-        Operation("image_import", "GET", "/images/import", "Import a root file system tarball",
-                  m.ImageImport, m.ImageInfo, stream="image"),
-        Operation("image_prune", "POST", "/images/prune", "Remove images and kernels that nothing uses",
-                  response=m.ImageRemoved),
-        Operation("helper_logs", "GET", "/helper/logs", "The helper's log", stream="log", query=(
-            Parameter("follow", bool, "go on with what is added", default=False),
-            Parameter("tail", int, "only the last lines"),
-        )),
+        Operation(
+            "image_remove", "DELETE", "/images/{image}", "Remove an image", response=m.ImageRemoved
+        ),
+        Operation(
+            "image_build",
+            "GET",
+            "/images/build",
+            "Build an image",
+            m.ImageBuild,
+            m.ImageInfo,
+            stream="image",
+        ),
+        Operation(
+            "image_import",
+            "GET",
+            "/images/import",
+            "Import a root file system tarball",
+            m.ImageImport,
+            m.ImageInfo,
+            stream="image",
+        ),
+        Operation(
+            "image_prune",
+            "POST",
+            "/images/prune",
+            "Remove images and kernels that nothing uses",
+            response=m.ImageRemoved,
+        ),
+        Operation(
+            "helper_logs",
+            "GET",
+            "/helper/logs",
+            "The helper's log",
+            stream="log",
+            query=(
+                Parameter("follow", bool, "go on with what is added", default=False),
+                Parameter("tail", int, "only the last lines"),
+            ),
+        ),
     )
-}  # fmt: skip
+}

@@ -1,15 +1,15 @@
 """Messages on the WebSockets of `/v1`.
 
-Text messages are JSON with a `type`; binary messages are one byte naming the flow (0 stdin, 1 stdout,
-2 stderr) followed by its data, at most `MAX_DATA` bytes of it. Offsets count a flow's bytes from its
-beginning.
+Text messages are JSON with a `type`; binary messages are one byte naming the flow (0 stdin, 1
+stdout, 2 stderr) followed by its data, at most `MAX_DATA` bytes of it. Offsets count a flow's bytes
+from its beginning.
 
-**Job streams** (exec, shell, attach, run, pack/unpack). Client first: `Start` (or `Attach`, or `Run`).
-Then the helper: any number of `Progress`, then `Started`, then data both ways. The client grants
-`Credit` for stdout and stderr *after it has taken the bytes*, the helper does so for stdin; neither may
-send beyond `limit` (before the first Credit: `INITIAL_CREDIT` past where the stream began). `Exit` ends
-it; `Failed` ends it at any time. A client that closes the socket hangs up the command, unless it sent
-`Detach` or started it detached.
+**Job streams** (exec, shell, attach, run, pack/unpack). Client first: `Start` (or `Attach`, or
+`Run`). Then the helper: any number of `Progress`, then `Started`, then data both ways. The client
+grants `Credit` for stdout and stderr *after it has taken the bytes*, the helper does so for stdin;
+neither may send beyond `limit` (before the first Credit: `INITIAL_CREDIT` past where the stream
+began). `Exit` ends it; `Failed` ends it at any time. A client that closes the socket hangs up the
+command, unless it sent `Detach` or started it detached.
 
 **Log and event streams**: the helper sends binary flow-1 data (logs) or JSON `Event`s, and closes.
 

@@ -1,8 +1,8 @@
 """What the helper makes of the process it was started as, whoever started it and however.
 
 Called first, before any thread or child exists. Rules of the process model that are kept here:
-signals are handled in the main module only, SIGPIPE is ignored, umask is 077, nothing of the launcher's
-context (fds, working directory, terminal, signal mask, ignored signals) stays.
+signals are handled in the main module only, SIGPIPE is ignored, umask is 077, nothing of the
+launcher's context (fds, working directory, terminal, signal mask, ignored signals) stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOFILE: Final = 65_536
 
 
 def take_control(keep_fds: frozenset[int]) -> None:
-    """Reset this process to what the helper relies on; keep 0-2 and `keep_fds`, close all others."""
+    """Reset this process to what the helper relies on; of fds keep 0-2 and `keep_fds`."""
     _reset_signals()
     os.umask(0o077)
     os.chdir("/")
@@ -46,7 +46,7 @@ def _reset_signals() -> None:
 
 
 def _open_standard_fds() -> None:
-    """Make sure 0, 1 and 2 are open, so that no socket of ours gets a number that libraries print to."""
+    """Open 0, 1 and 2: no socket of ours may get a number that libraries print to."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -64,8 +64,7 @@ def _open_standard_fds() -> None:
 
 
 def _close_others(keep: frozenset[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 (numbers, not paths)
         if number > 2 and number not in keep:  # noqa: PLR2004 (0, 1, 2 are the standard fds)
             with contextlib.suppress(OSError):
                 os.close(number)

@@ -26,7 +26,8 @@ class EventBus:
     """Publishes events to any number of followers."""
 
     def __init__(self) -> None:
-        # Numbers go on rising across helpers, so `since` of an earlier helper never hides new events.
+        # Numbers go on rising across helpers, so `since` of an earlier helper never hides new
+        # events.
         self._next = time.time_ns() // 1_000
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[Event | None]] = set()

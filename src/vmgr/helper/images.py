@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import ImageBuild, ImageImport, ImageInfo, ImageRemoved
 from vmgr.errors import ConflictError, NotFoundError, UsageError
-from vmgr.image import RECIPES, Image, ImageFiles
 from vmgr.helper.sharedwork import SharedWork
+from vmgr.image import RECIPES, Image, ImageFiles
 from vmgr.kernel import KernelBundle, KernelFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from vmgr.helper.events import EventBus
-    from vmgr.helper.executors import Executors
-    from vmgr.helper.store import Store
-    from vmgr.paths import Paths
+    from vmgr.helper.machine import Services
 
     Progress = Callable[[str, float | None], None]
 
@@ -43,20 +40,17 @@ class ImageService:
 
     def __init__(
         self,
-        paths: Paths,
-        executors: Executors,
-        store: Store,
-        events: EventBus,
+        services: Services,
         find_agent: Callable[[], Path],
         users: Callable[[], Iterable[tuple[str, str]]],
     ) -> None:
-        self._executors = executors
-        self._store = store
-        self._events = events
+        self._executors = services.executors
+        self._store = services.store
+        self._events = services.events
         self._find_agent = find_agent
         self._users = users
-        self._files = ImageFiles(paths, executors.files)
-        self._kernels = KernelFiles(paths, executors.files)
+        self._files = ImageFiles(services.paths, services.executors.files)
+        self._kernels = KernelFiles(services.paths, services.executors.files)
         self._shared = SharedWork()
         self._kernel: KernelBundle | None = None
 
@@ -252,6 +246,6 @@ def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or re.fullmatch(r"[0-9a-f]{12,64}", name):
         raise UsageError(
             f"{name!r} is not a name for an image",
-            next_step="use lower-case letters, digits and . _ - /, beginning with a letter or digit",
+            next_step="use lower-case letters, digits and . _ - /, a letter or digit first",
         )
     return name

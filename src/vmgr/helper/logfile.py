@@ -1,7 +1,7 @@
 """The helper's log: bounded on disk, written by a thread of its own.
 
-Writing goes through a queue, so a slow disk never holds the event loop. The last lines are also kept
-in memory for crash reports.
+Writing goes through a queue, so a slow disk never holds the event loop. The last lines are also
+kept in memory for crash reports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The helper's main module: takes the lock and the socket, runs the loop, handles signals.
 
-Order of steps: take control of the process → directories → lock → log → database → reconcile → listen →
-say ready. Nothing is visible to a client before all of it has worked, and whoever started us hears
-in one line why it has not.
+Order of steps: take control of the process → directories → lock → log → database → reconcile →
+listen → say ready. Nothing is visible to a client before all of it has worked, and whoever started
+us hears in one line why it has not.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Ready:
         self._say(b"ready\n")
 
     def failed(self, error: VmgrError) -> None:
-        from vmgr.helper.server import error_body  # noqa: PLC0415 (the server is heavy to import)
+        from vmgr.helper.server import error_body
 
         if self._fd is None:
             print(f"vmgr-helper: {error}", file=sys.stderr)  # noqa: T201 (run by hand)
@@ -134,7 +134,9 @@ def _take_lock(paths: Paths) -> int:
         ConflictError: another helper runs.
     """
     try:
-        fd = os.open(paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(
+            paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
     except OSError as error:
         raise StateError(
             f"cannot open {paths.helper_lock}: {error.strerror}",
@@ -149,7 +151,7 @@ def _take_lock(paths: Paths) -> int:
 
 
 def _listen(paths: Paths) -> socket.socket:
-    """Listen on the helper's socket. The lock is ours, so a file in its place is a dead helper's."""
+    """Listen on our socket. The lock is ours, so a file in its place is a dead helper's."""
     path = paths.helper_socket
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -157,7 +159,7 @@ def _listen(paths: Paths) -> socket.socket:
         listening.bind(os.fspath(path))
         path.chmod(0o600)
         listening.listen(128)
-        listening.setblocking(False)
+        listening.settimeout(0)
     except OSError as error:
         listening.close()
         raise StateError(f"cannot listen on {path}: {error.strerror}") from error
@@ -166,9 +168,9 @@ def _listen(paths: Paths) -> socket.socket:
 
 async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
     # aiohttp and the rest are imported once the cheap ways to fail are behind us.
-    from vmgr.helper.api import Api  # noqa: PLC0415
-    from vmgr.helper.helper import Helper  # noqa: PLC0415
-    from vmgr.helper.server import make_application, serve  # noqa: PLC0415
+    from vmgr.helper.api import Api
+    from vmgr.helper.helper import Helper
+    from vmgr.helper.server import make_application, serve
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(fatal.on_loop_error)

@@ -48,16 +48,15 @@ class SharedWork:
             return cast("T", await asyncio.shield(running.task))
         except asyncio.CancelledError:
             if len(running.listeners) == 1 and not running.task.done():
-                # A newcomer from here on begins afresh, after the clean-up below.
+                # A newcomer from here on begins afresh rather than join what is being undone.
+                self._running.pop(key, None)
                 running.task.cancel()
                 await asyncio.wait({running.task})
             raise
         finally:
             running.listeners.remove(progress)
 
-    def _begin(
-        self, key: str, work: Callable[[Progress], Coroutine[Any, Any, T]]
-    ) -> _Running:
+    def _begin(self, key: str, work: Callable[[Progress], Coroutine[Any, Any, T]]) -> _Running:
         def tell(message: str, fraction: float | None) -> None:
             running.last = (message, fraction)
             for listener in list(running.listeners):

@@ -1,7 +1,7 @@
 """The state database: SQLite in WAL mode, used only from the store's thread.
 
-Each machine's row is also written to `machine.json` beside its disk. A damaged database is put aside
-and rebuilt from those: nobody is asked to repair or delete a file.
+Each machine's row is also written to `machine.json` beside its disk. A damaged database is put
+aside and rebuilt from those: nobody is asked to repair or delete a file.
 
 Schema history (`PRAGMA user_version`):
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,7 +25,6 @@ from vmgr.errors import ConflictError, ResourceError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmgr.paths import Paths
 
@@ -66,10 +65,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     accelerator: str | None = None
     qemu: str | None = None
     machine_type: str | None = None
-    resync_key: bytes | None = None
-    """The agent's marker as last confirmed; None: its first, fixed one."""
-    resync_next: bytes | None = None
-    """The marker sent in a hello that was not answered yet."""
+    resync_keys: list[bytes] = []
+    """Markers that the agent may hold, oldest first (see `vmgr.agent.keys`)."""
 
 
 _SCHEMA: Final = """
@@ -132,34 +129,37 @@ class Store:
         path = self._paths.database
         db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
         try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA_VERSION:
-                raise StateError(
-                    f"the state database {path} is of a newer vmgr "
-                    f"(schema {version}, this one knows up to {SCHEMA_VERSION})",
-                    next_step="install that vmgr again, or set VMGR_HOME to start afresh beside it",
-                )
-            db.execute("PRAGMA journal_mode=WAL")
-            # WAL with NORMAL loses at most the last transactions in a power cut, never consistency.
-            db.execute("PRAGMA synchronous=NORMAL")
-            if version == 0:
-                self._create(db)
-            elif (check := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-                raise sqlite3.DatabaseError(str(check[0]))
-            # A missing table is damage as well: find out now, not in the middle of a request.
-            db.execute("SELECT id, name, status, image_digest, row FROM machines LIMIT 0")
-            db.execute("SELECT name, digest, at FROM image_names LIMIT 0")
-            db.execute("SELECT id, text, path FROM notices LIMIT 0")
+            self._prepare(db)
         except BaseException:
             db.close()
             raise
         path.chmod(0o600)
         self._db = db
 
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"the state database {self._paths.database} is of a newer vmgr "
+                f"(schema {version}, this one knows up to {SCHEMA_VERSION})",
+                next_step="install that vmgr again, or set VMGR_HOME to start afresh beside it",
+            )
+        db.execute("PRAGMA journal_mode=WAL")
+        # WAL with NORMAL loses at most the last transactions in a power cut, never consistency.
+        db.execute("PRAGMA synchronous=NORMAL")
+        if version == 0:
+            self._create(db)
+        elif (check := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            raise sqlite3.DatabaseError(str(check[0]))
+        # A missing table is damage as well: find out now, not in the middle of a request.
+        db.execute("SELECT id, name, status, image_digest, row FROM machines LIMIT 0")
+        db.execute("SELECT name, digest, at FROM image_names LIMIT 0")
+        db.execute("SELECT id, text, path FROM notices LIMIT 0")
+
     def _create(self, db: sqlite3.Connection) -> None:
         # One transaction: a helper killed in the middle leaves an empty database, not half of one.
         db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA}"
+            f"BEGIN IMMEDIATE; {_SCHEMA}"  # noqa: S608 (constants of ours)
             f"INSERT INTO schema_history VALUES ({SCHEMA_VERSION}, {time.time()});"
             f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
@@ -169,7 +169,7 @@ class Store:
         log.error("the state database is damaged (%s): rebuilding, old one in %s", damage, aside)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self._paths.database}{suffix}", f"{aside}{suffix}")
+                Path(f"{self._paths.database}{suffix}").rename(f"{aside}{suffix}")
         self._paths.database.rename(aside)
         self._connect()
         count = 0
@@ -252,15 +252,13 @@ class Store:
     def take_notices(self) -> list[str]:
         """All lines that nobody has been told yet; they count as told now."""
         with self._cursor() as db:
-            return [
-                text for (text,) in db.execute("DELETE FROM notices RETURNING text").fetchall()
-            ]
+            return [text for (text,) in db.execute("DELETE FROM notices RETURNING text").fetchall()]
 
     # -- machinery -------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[sqlite3.Connection]:
-        assert self._db is not None, "the store is open while the helper serves"  # noqa: S101 (an invariant)
+        assert self._db is not None  # noqa: S101 (the store is open while the helper serves)
         with _disk_errors("the state database"):
             yield self._db
 

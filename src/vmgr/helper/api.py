@@ -1,0 +1,143 @@
+"""The API's operations: a method per row of `vmgr.api.operations.OPERATIONS`, each short.
+
+They check, call the manager that owns the subject, and give the answer's body. Streams are in
+`vmgr.helper.streaming`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from typing import TYPE_CHECKING, Any
+
+from vmgr._version import __version__
+from vmgr.agent import PROTOCOL_VERSION
+from vmgr.api import models as m
+from vmgr.api.openapi import document
+from vmgr.doctor import examine
+from vmgr.helper.streaming import Streaming, job_number
+
+if TYPE_CHECKING:
+    from vmgr.helper.helper import Helper
+    from vmgr.helper.server import Call
+
+__all__ = ["Api"]
+
+
+class Api(Streaming):
+    """The endpoints; one instance serves all connections."""
+
+    def __init__(self, helper: Helper) -> None:
+        super().__init__(helper)
+        self._document: dict[str, Any] | None = None
+
+    # -- what the server asks ----------------------------------------------------------------
+
+    async def take_notices(self) -> list[str]:
+        return await self._helper.take_notices()
+
+    def failed(self, error: BaseException) -> None:
+        self._helper.fatal(error)
+
+    async def openapi(self) -> dict[str, Any]:
+        if self._document is None:
+            self._document = await asyncio.to_thread(document)
+        return self._document
+
+    # -- the helper -----------------------------------------------------------------------
+
+    async def version(self, _call: Call) -> m.Version:
+        return m.Version(
+            version=__version__,
+            api="v1",
+            agent_protocol=PROTOCOL_VERSION,
+            python=platform.python_version(),
+            qemu=await self._helper.qemu_version(),
+        )
+
+    async def helper_status(self, _call: Call) -> m.HelperStatus:
+        return await self._helper.status()
+
+    async def helper_stop(self, call: Call) -> m.HelperStatus:
+        status = await self._helper.status()
+        if call.body.machines == "stop":
+            await self._helper.machines.stop_all()
+        # The answer goes out first: stopping waits for requests under way.
+        self._helper.request_stop()
+        return status
+
+    async def doctor(self, _call: Call) -> m.DoctorReport:
+        return await examine(self._helper.paths, self._helper.config)
+
+    # -- configuration -----------------------------------------------------------------------
+
+    async def config_list(self, _call: Call) -> list[m.ConfigEntry]:
+        return await self._helper.with_config(lambda config: config.entries())
+
+    async def config_get(self, call: Call) -> m.ConfigEntry:
+        return await self._helper.with_config(lambda config: config.entry(call.path["key"]))
+
+    async def config_set(self, call: Call) -> m.ConfigEntry:
+        key, value = call.path["key"], call.body.value
+        return await self._helper.with_config(lambda config: config.set(key, value))
+
+    async def config_unset(self, call: Call) -> m.ConfigEntry:
+        return await self._helper.with_config(lambda config: config.unset(call.path["key"]))
+
+    # -- machines ---------------------------------------------------------------------------
+
+    async def machine_list(self, _call: Call) -> list[m.MachineInfo]:
+        return await self._helper.machines.list()
+
+    async def machine_create(self, call: Call) -> m.MachineInfo:
+        machine = await self._helper.machines.create(call.body)
+        return await self._helper.machines.info(machine.name)
+
+    async def machine_info(self, call: Call) -> m.MachineInfo:
+        return await self._helper.machines.info(call.path["machine"])
+
+    async def machine_remove(self, call: Call) -> m.MachineRemoved:
+        return await self._helper.machines.remove(call.path["machine"], force=call.query["force"])
+
+    async def machine_start(self, call: Call) -> m.MachineInfo:
+        await self._helper.machines.start(call.path["machine"])
+        return await self._helper.machines.info(call.path["machine"])
+
+    async def machine_stop(self, call: Call) -> m.StopReport:
+        return await self._helper.machines.stop(call.path["machine"], call.body)
+
+    async def machine_restart(self, call: Call) -> m.MachineInfo:
+        await self._helper.machines.stop(call.path["machine"], call.body)
+        await self._helper.machines.start(call.path["machine"])
+        return await self._helper.machines.info(call.path["machine"])
+
+    async def machine_kill(self, call: Call) -> m.StopReport:
+        return await self._helper.machines.kill(call.path["machine"])
+
+    # -- jobs -------------------------------------------------------------------------------
+
+    async def job_list(self, call: Call) -> list[m.JobInfo]:
+        return await self._channel(call).jobs()
+
+    async def job_signal(self, call: Call) -> None:
+        await self._channel(call).signal(job_number(call), call.body.signal)
+
+    async def job_forget(self, call: Call) -> None:
+        await self._channel(call).forget(job_number(call))
+
+    # -- images -------------------------------------------------------------------------------
+
+    async def image_list(self, _call: Call) -> list[m.ImageInfo]:
+        return await self._helper.images.list()
+
+    async def image_info(self, call: Call) -> m.ImageInfo:
+        return await self._helper.images.info(call.path["image"])
+
+    async def image_remove(self, call: Call) -> m.ImageRemoved:
+        return await self._helper.images.remove(call.path["image"])
+
+    async def image_prune(self, _call: Call) -> m.ImageRemoved:
+        return await self._helper.images.prune()
+
+    def _channel(self, call: Call) -> Any:
+        return self._helper.machines.get(call.path["machine"]).ready_channel()

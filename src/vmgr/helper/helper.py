@@ -1,0 +1,129 @@
+"""The helper as a whole: what it is made of, starting, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from vmgr._version import __version__
+from vmgr.agent_binary import find_agent
+from vmgr.api.models import HelperStatus
+from vmgr.config import Config
+from vmgr.helper import crash
+from vmgr.helper.events import EventBus
+from vmgr.helper.executors import Executors
+from vmgr.helper.images import ImageService
+from vmgr.helper.machine import Services
+from vmgr.helper.machines import Machines
+from vmgr.helper.store import Store
+from vmgr.helper.tasks import Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmgr.paths import Paths
+
+__all__ = ["Helper"]
+
+T = TypeVar("T")
+TASKS_DEADLINE = 10.0  # seconds that removals under way get when the helper stops
+
+log = logging.getLogger(__name__)
+
+
+class Helper:
+    """Owns every part; the only place that knows them all.
+
+    Args:
+        fatal: called with an error that nobody expected; does not return.
+    """
+
+    def __init__(self, paths: Paths, fatal: Callable[[BaseException], object]) -> None:
+        self.paths = paths
+        self.fatal = fatal
+        self.executors = Executors()
+        self.store = Store(paths)
+        self.events = EventBus()
+        self.tasks = Tasks(fatal)
+        self.config = Config.load(paths)
+        self.stopping = asyncio.Event()
+        self._started_at = time.time()
+        self._started = time.monotonic()
+        self._notices: list[str] = []
+        services = Services(paths, self.executors, self.store, self.events)
+        self.machines = Machines(services, self.tasks, self)
+        self.images = ImageService(services, find_agent, self.machines.image_users)
+
+    async def start(self) -> None:
+        """Open the store and bring it in line with what is on this host.
+
+        Raises:
+            VmgrError: the store or a directory cannot be used.
+        """
+        await self.executors.in_store(self.store.open)
+        await self.images.reconcile()
+        await self.machines.reconcile()
+        self._notices = await self.executors.in_store(self.store.take_notices)
+        reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
+        self._notices += [
+            f"the helper crashed and was started again; the report is {path}" for path in reports
+        ]
+
+    def request_stop(self) -> None:
+        """Begin to stop; machines go on."""
+        self.stopping.set()
+
+    async def wait_for_stop(self) -> None:
+        """Wait until someone asks the helper to stop."""
+        await self.stopping.wait()
+
+    async def close(self) -> None:
+        """Let go of everything. Machines go on."""
+        self.stopping.set()
+        await self.tasks.finish(TASKS_DEADLINE)
+        await self.machines.let_go()
+        await self.executors.in_store(self.store.close)
+        await asyncio.to_thread(self.executors.close)
+
+    async def take_notices(self) -> list[str]:
+        """Lines that the person has not been told yet."""
+        notices, self._notices = self._notices, []
+        return notices
+
+    async def with_config(self, call: Callable[[Config], T]) -> T:
+        """Use the settings in the files' executor, reading the file again if it was edited."""
+
+        def use() -> T:
+            self.config = Config.load(self.paths)
+            return call(self.config)
+
+        return await self.executors.in_files(use)
+
+    async def qemu_version(self) -> str | None:
+        """The version of the QEMU that machines would run in."""
+        return await self.machines.engine.qemu_version()
+
+    async def status(self) -> HelperStatus:
+        """The helper as it is now."""
+        accelerator, reason = await self.machines.engine.accelerator()
+        return HelperStatus(
+            pid=os.getpid(),
+            version=__version__,
+            started_at=self._started_at,
+            uptime=time.monotonic() - self._started,
+            socket=str(self.paths.helper_socket),
+            rss_bytes=_resident_bytes(),
+            machines_running=self.machines.count("running"),
+            machines_total=self.machines.count(),
+            accelerator=accelerator,
+            accelerator_reason=reason,
+        )
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process (/proc/self/statm, second field, in pages; see proc(5))."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (procfs never blocks)
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

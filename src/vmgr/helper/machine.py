@@ -1,0 +1,185 @@
+"""One machine as the helper holds it: its durable row, and the live parts while it runs.
+
+`MachineRow` is the truth on disk, `Machine` adds what cannot outlive the helper: the VMM's pidfd,
+the connections, the lock. Every change of status goes through `Machine.move`, which asks the
+lifecycle table, saves, and publishes the event, in this order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from vmgr.agent import FIRST_KEY
+from vmgr.api.models import MachineInfo, VmmInfo
+from vmgr.errors import WrongStateError
+from vmgr.machine.lifecycle import check_permits, next_status
+
+if TYPE_CHECKING:
+    from vmgr.agent import AgentChannel
+    from vmgr.api.models import MachineStatus
+    from vmgr.helper.events import EventBus
+    from vmgr.helper.executors import Executors
+    from vmgr.helper.store import MachineRow, Store
+    from vmgr.paths import MachinePaths, Paths
+    from vmgr.vmm import Vmm
+
+__all__ = ["EMULATION_NOTE", "Machine", "ResyncKeys", "Services"]
+
+EMULATION_NOTE = "runs under software emulation (TCG), for which QEMU promises no isolation"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What machines need of the helper."""
+
+    paths: Paths
+    executors: Executors
+    store: Store
+    events: EventBus
+
+
+class Machine:
+    """A machine. `lock` is held during start, stop and remove."""
+
+    def __init__(self, services: Services, row: MachineRow) -> None:
+        self._services = services
+        self.row = row
+        self.lock = asyncio.Lock()
+        self.vmm: Vmm | None = None
+        self.channel: AgentChannel | None = None
+        self.kill_reason: str | None = None
+        """Why we are ending the VMM, told to whoever waits for the machine."""
+        self.stopped = asyncio.Event()
+        """Set while there is no VMM."""
+        if row.status in {"creating", "stopped", "removing"}:
+            self.stopped.set()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.row.name
+
+    @property
+    def status(self) -> MachineStatus:
+        """Where in its lifecycle it is."""
+        return cast("MachineStatus", self.row.status)
+
+    @property
+    def paths(self) -> MachinePaths:
+        """Its files."""
+        return self._services.paths.machine(self.row.id)
+
+    def require(self, action: str) -> None:
+        """See that the machine's status permits `action`.
+
+        Raises:
+            WrongStateError: it does not.
+        """
+        check_permits(self.name, self.status, action)
+
+    async def save(self, **changes: Any) -> None:
+        """Change the row, here and on disk."""
+        row = msgspec.structs.replace(self.row, **changes)
+        await self._services.executors.in_store(self._services.store.save_machine, row)
+        # Rows are changed by one task at a time (the lock's holder, or the exit's watcher after
+        # it).
+        self.row = row
+
+    async def move(self, trigger: str, *, reason: str | None = None, **changes: Any) -> None:
+        """Take the transition that `trigger` means, durably, and tell everyone.
+
+        Raises:
+            WrongStateError: the lifecycle table has no such transition.
+        """
+        before = self.status
+        after = next_status(self.name, before, trigger)
+        await self.save(status=after, status_reason=reason, **changes)
+        if after == "stopped":
+            self.stopped.set()
+        else:
+            self.stopped.clear()
+        log.info(
+            "machine %s: %s -> %s%s", self.name, before, after, f" ({reason})" if reason else ""
+        )
+        self._services.events.publish(
+            "machine.status", self.name, before=before, after=after, reason=reason
+        )
+
+    def ready_channel(self) -> AgentChannel:
+        """The way into the machine.
+
+        Raises:
+            WrongStateError: it is not running.
+        """
+        self.require("exec")
+        if self.channel is None:
+            raise WrongStateError(
+                f"machine {self.name} is {self.status}, but its agent cannot be reached",
+                next_step=f"look at: vmgr logs {self.name}",
+                details={"machine": self.name, "seen": self.status, "needed": ["running"]},
+            )
+        return self.channel
+
+    def info(self) -> MachineInfo:
+        """The machine as clients see it (stats a file: call it in an executor)."""
+        row = self.row
+        try:
+            disk_used: int | None = self.paths.disk.stat().st_blocks * 512
+        except OSError:
+            disk_used = None
+        vmm = None
+        if row.vmm_pid is not None and not self.stopped.is_set():
+            vmm = VmmInfo(
+                pid=row.vmm_pid,
+                accelerator=row.accelerator or "unknown",
+                qemu=row.qemu or "unknown",
+                machine_type=row.machine_type or "unknown",
+            )
+        running = self.status == "running"
+        return MachineInfo(
+            id=row.id,
+            name=row.name,
+            status=self.status,
+            status_reason=row.status_reason,
+            image=row.image,
+            image_digest=row.image_digest,
+            kernel=row.kernel or "",
+            cpus=row.cpus,
+            memory_bytes=row.memory_bytes,
+            disk_bytes=row.disk_bytes,
+            disk_used_bytes=disk_used,
+            ephemeral=row.ephemeral,
+            created_at=row.created_at,
+            started_at=row.started_at if not self.stopped.is_set() else None,
+            boot_seconds=row.boot_seconds,
+            boot_id=row.boot_id if running else None,
+            init=row.booted_init if running else row.init,
+            vmm=vmm,
+            notes=[EMULATION_NOTE] if vmm is not None and vmm.accelerator == "tcg" else [],
+        )
+
+
+class ResyncKeys:
+    """The agent channel's markers, kept in the machine's row; a `vmgr.agent.KeyStore`."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    async def candidates(self) -> list[bytes]:
+        """Keys the agent may hold, oldest first."""
+        return self._machine.row.resync_keys or [FIRST_KEY]
+
+    async def store_next(self, key: bytes) -> None:
+        """Add a candidate, durably."""
+        await self._machine.save(resync_keys=[*await self.candidates(), key])
+
+    async def confirm(self, key: bytes) -> None:
+        """The agent holds `key`: forget all others."""
+        await self._machine.save(resync_keys=[key])

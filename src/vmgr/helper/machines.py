@@ -1,0 +1,339 @@
+"""All machines: making, finding, starting, stopping, removing them.
+
+Booting and re-adopting are the engine's (`vmgr.helper.engine`); this module holds the order of
+steps that
+keeps disk, row and process in agreement whatever is killed in between:
+
+- create: the row says `creating` before the first file exists, `stopped` once all do;
+- start: the row says `starting` before the VMM exists, and names it as soon as it does;
+- remove: the row says `removing` before the first file goes, and goes last.
+
+Reconciling after a crash (`vmgr.helper.reconcile`) reads these backwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import time
+from typing import TYPE_CHECKING, Final
+
+from vmgr.api.models import CreateMachine, MachineInfo, MachineRemoved, StopReport
+from vmgr.errors import ConflictError, NotFoundError, ResourceError, UsageError, WrongStateError
+from vmgr.helper.engine import Engine
+from vmgr.helper.machine import Machine, Services
+from vmgr.helper.reconcile import reconcile
+from vmgr.helper.store import MachineRow
+from vmgr.image import create_disk
+from vmgr.machine.names import check_name, make_up_name
+from vmgr.machine.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmgr.agent import Job, JobSink
+    from vmgr.api.models import ExecSpec, StopMachine
+    from vmgr.helper.helper import Helper
+    from vmgr.helper.tasks import Tasks
+
+    Progress = Callable[[str, float | None], None]
+
+__all__ = ["Machines"]
+
+MAX_MACHINES: Final = 1_000
+EPHEMERAL_GRACE: Final = 30.0  # seconds a re-adopted ephemeral machine waits for its client
+
+log = logging.getLogger(__name__)
+
+
+def no_progress(_message: str, _fraction: float | None) -> None:
+    """For callers that nobody watches."""
+
+
+class Machines:
+    """The helper's machines, by name."""
+
+    def __init__(self, services: Services, tasks: Tasks, helper: Helper) -> None:
+        self._services = services
+        self._tasks = tasks
+        self._helper = helper
+        self._machines: dict[str, Machine] = {}
+        self._abandoned: dict[str, asyncio.TimerHandle] = {}
+        self.engine = Engine(services, tasks, helper, self.vmm_ended)
+
+    # -- finding ---------------------------------------------------------------------------
+
+    def get(self, name: str) -> Machine:
+        """The machine of that name.
+
+        Raises:
+            NotFoundError: there is none.
+            UsageError: it cannot be a machine's name.
+        """
+        check_name(name)
+        if (machine := self._machines.get(name)) is None:
+            raise NotFoundError(
+                f"there is no machine named {name}",
+                next_step="see those there are with: vmgr ls",
+                details={"machine": name},
+            )
+        return machine
+
+    def all(self) -> list[Machine]:
+        """All machines, oldest first."""
+        return sorted(self._machines.values(), key=lambda m: (m.row.created_at, m.row.id))
+
+    def count(self, status: str | None = None) -> int:
+        """How many there are, or are in `status`."""
+        return sum(status in {None, m.status} for m in self._machines.values())
+
+    def image_users(self) -> Iterable[tuple[str, str]]:
+        """Which machine uses which image: pairs of name and digest."""
+        return [(m.name, m.row.image_digest) for m in self._machines.values()]
+
+    def default_image(self) -> str:
+        """The configured default."""
+        return str(self._helper.config.get("image.default"))
+
+    async def list(self) -> list[MachineInfo]:
+        """All machines, oldest first."""
+        machines = self.all()
+        return await self._services.executors.in_files(lambda: [m.info() for m in machines])
+
+    async def info(self, name: str) -> MachineInfo:
+        """One machine."""
+        return await self._services.executors.in_files(self.get(name).info)
+
+    # -- making ---------------------------------------------------------------------------
+
+    async def create(self, request: CreateMachine) -> Machine:
+        """Make a machine; it is stopped.
+
+        Raises:
+            ConflictError: the name is taken.
+            NotFoundError: there is no such image.
+            UsageError, ResourceError: it cannot be as asked.
+        """
+        name = self._free_name(request.name)
+        config = self._helper.config
+        memory = request.memory_bytes or int(config.get("machine.memory"))
+        self._check_memory(memory)
+        reference = request.image or self.default_image()
+        image = await self._helper.images.resolve(reference)
+        if name in self._machines:  # meanwhile
+            raise _taken(name)
+        if len(self._machines) >= MAX_MACHINES:
+            raise ResourceError(
+                f"there are {MAX_MACHINES} machines already", next_step="remove some with: vmgr rm"
+            )
+        row = MachineRow(
+            id=secrets.token_hex(6),
+            name=name,
+            status="creating",
+            image=reference,
+            image_digest=image.digest,
+            init=image.init,
+            default_user=image.default_user,
+            env=image.env,
+            cpus=request.cpus or int(config.get("machine.cpus")),
+            memory_bytes=memory,
+            disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
+            ephemeral=request.ephemeral,
+            created_at=time.time(),
+        )
+        self._check_cpus(row.cpus)
+        machine = Machine(self._services, row)
+        self._machines[name] = machine
+        async with machine.lock:
+            try:
+                await machine.save()
+                await self._services.executors.in_files(
+                    machine.paths.state.mkdir, mode=0o700, parents=True
+                )
+                await create_disk(
+                    image, machine.paths.disk, row.disk_bytes, self._services.executors.files
+                )
+                await machine.move("created")
+            except BaseException:
+                await asyncio.shield(self._forget(machine))
+                raise
+        return machine
+
+    def _free_name(self, wanted: str | None) -> str:
+        if wanted is None:
+            return make_up_name(self._machines)
+        check_name(wanted)
+        if wanted in self._machines:
+            raise _taken(wanted)
+        return wanted
+
+    def _check_memory(self, memory: int) -> None:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if memory > total:
+            raise UsageError(
+                f"a machine of {format_size(memory)} memory does not fit this host's "
+                f"{format_size(total)}",
+                next_step="ask for less with --memory",
+            )
+
+    def _check_cpus(self, cpus: int) -> None:
+        # QEMU runs more vCPUs than the host has, but only slower than without them.
+        available = len(os.sched_getaffinity(0))
+        if cpus > 4 * available:
+            raise UsageError(
+                f"a machine of {cpus} CPUs is too much for this host's {available}",
+                next_step=f"ask for at most {4 * available} with --cpus",
+            )
+
+    # -- starting, stopping ------------------------------------------------------------------
+
+    async def start(self, name: str, progress: Progress = no_progress) -> Machine:
+        """Start a machine and wait until it is ready; one that runs is left as it is.
+
+        Raises:
+            WrongStateError: it is being removed, say.
+            BootError, ResourceError, UnsupportedError: it does not start.
+        """
+        machine = self.get(name)
+        async with machine.lock:
+            if machine.status == "running":
+                return machine
+            machine.require("start")
+            await self.engine.boot(machine, progress)
+        return machine
+
+    async def stop(self, name: str, request: StopMachine) -> StopReport:
+        """Stop a machine in an orderly way; one that is stopped is left as it is."""
+        machine = self.get(name)
+        async with machine.lock:
+            if machine.stopped.is_set():
+                return StopReport(machine=name, method="already-stopped", seconds=0)
+            machine.require("stop")
+            return await self.engine.stop(machine, request)
+
+    async def kill(self, name: str) -> StopReport:
+        """End a machine's VMM at once, also while it starts or stops.
+
+        Raises:
+            WrongStateError: there is none.
+        """
+        machine = self.get(name)
+        machine.require("kill")
+        return await self.engine.kill(machine, "killed by vmgr kill")
+
+    async def stop_all(self) -> None:
+        """Stop every machine, all at once."""
+        from vmgr.api.models import StopMachine
+
+        names = [m.name for m in self.all() if not m.stopped.is_set()]
+        results = await asyncio.gather(
+            *(self.stop(name, StopMachine()) for name in names), return_exceptions=True
+        )
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, BaseException):
+                log.error("machine %s did not stop: %s", name, result)
+
+    async def vmm_ended(self, machine: Machine, reason: str | None) -> None:
+        """The engine tells that a machine's VMM has ended by itself or as asked."""
+        if machine.status in {"running", "stopping", "starting"}:
+            await machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
+        if machine.row.ephemeral and not machine.lock.locked():
+            await self.discard(machine)
+
+    # -- using ------------------------------------------------------------------------------
+
+    async def exec(self, machine: Machine, spec: ExecSpec, sink: JobSink) -> Job:
+        """Start a command in a machine.
+
+        Raises:
+            WrongStateError: it does not run.
+            ExecError: the command could not be started.
+        """
+        return await self.engine.exec(machine, spec, sink)
+
+    # -- removing ---------------------------------------------------------------------------
+
+    async def remove(self, name: str, *, force: bool) -> MachineRemoved:
+        """Remove a machine and its disk.
+
+        Raises:
+            WrongStateError: it runs, and `force` is not set.
+        """
+        machine = self.get(name)
+        if force and not machine.stopped.is_set():
+            await self._end_vmm(machine, "killed by vmgr rm")
+        async with machine.lock:
+            if not machine.stopped.is_set() and force:
+                await self._end_vmm(machine, "killed by vmgr rm")
+            machine.require("remove")
+            return await self._remove(machine)
+
+    async def discard(self, machine: Machine) -> None:
+        """Remove an ephemeral machine, whatever it does; once is enough."""
+        self.keep_ephemeral(machine)
+        if not machine.stopped.is_set():
+            await self._end_vmm(machine, "its command has ended")
+        async with machine.lock:
+            if self._machines.get(machine.name) is machine:
+                await self._remove(machine)
+
+    async def _end_vmm(self, machine: Machine, reason: str) -> None:
+        try:
+            await self.engine.kill(machine, reason)
+        except WrongStateError:
+            return  # it ended meanwhile
+
+    async def _remove(self, machine: Machine) -> MachineRemoved:
+        used = (await self._services.executors.in_files(machine.info)).disk_used_bytes or 0
+        await machine.move("remove")
+        await self._forget(machine)
+        return MachineRemoved(machine=machine.name, freed_bytes=used)
+
+    async def _forget(self, machine: Machine) -> None:
+        """Delete a machine's files, then its row."""
+        for directory in (machine.paths.runtime, machine.paths.state):
+            await self._services.executors.in_files(shutil.rmtree, directory, ignore_errors=True)
+        await self._services.executors.in_store(self._services.store.delete_machine, machine.row.id)
+        if self._machines.get(machine.name) is machine:
+            del self._machines[machine.name]
+        self._services.events.publish("machine.removed", machine.name)
+
+    # -- after a crash ------------------------------------------------------------------------
+
+    async def reconcile(self) -> None:
+        """Bring rows, files and processes in agreement; see `vmgr.helper.reconcile`."""
+        rows = await self._services.executors.in_store(self._services.store.machines)
+        for row in rows:
+            self._machines[row.name] = Machine(self._services, row)
+        await reconcile(self._services, self.all(), self.engine, self._forget, self._tasks)
+        for machine in self.all():
+            if machine.row.ephemeral:
+                self._abandon(machine)
+
+    def _abandon(self, machine: Machine) -> None:
+        """Remove an ephemeral machine unless its client comes back in time."""
+        self._abandoned[machine.name] = asyncio.get_running_loop().call_later(
+            EPHEMERAL_GRACE,
+            lambda: self._tasks.start(self.discard(machine), name=f"discard {machine.name}"),
+        )
+
+    def keep_ephemeral(self, machine: Machine) -> None:
+        """Somebody looks after this ephemeral machine (again)."""
+        if (timer := self._abandoned.pop(machine.name, None)) is not None:
+            timer.cancel()
+
+    async def let_go(self) -> None:
+        """Close the connections to all machines; they go on."""
+        for timer in self._abandoned.values():
+            timer.cancel()
+        await asyncio.gather(*(self.engine.let_go(m) for m in self.all()))
+
+
+def _taken(name: str) -> ConflictError:
+    return ConflictError(
+        f"there is a machine named {name} already",
+        next_step=f"take another name, or remove it with: vmgr rm {name}",
+    )

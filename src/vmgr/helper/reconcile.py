@@ -1,0 +1,158 @@
+"""After a crash or a reboot: find out what is true, and make rows, files and processes agree.
+
+| row says | found | done |
+|---|---|---|
+| creating | anything | the machine never was: removed |
+| removing | anything | removal is finished |
+| stopped | a VMM of it | ended: nobody asked for it (a helper died between spawn and row) |
+| starting, running, stopping | its VMM | adopted: connections are made anew, jobs go on |
+| starting, running, stopping | no VMM | stopped, with the reason |
+| (no row) | files of a machine | removed |
+
+Ephemeral machines without a VMM are removed. VMMs are recognized by the process that the row names
+(pid and start time, so a reused pid is no match) and, where the row names none, by the machine's
+disk on their command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmgr.errors import VmgrError
+from vmgr.spawner.process import start_time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from vmgr.helper.engine import Engine
+    from vmgr.helper.machine import Machine, Services
+    from vmgr.helper.tasks import Tasks
+
+__all__ = ["host_boot_id", "reconcile"]
+
+_LIVE: Final = {"starting", "running", "stopping"}
+
+log = logging.getLogger(__name__)
+
+
+def host_boot_id() -> str:
+    """What tells this boot of the host from others; see random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+async def reconcile(
+    services: Services,
+    machines: Iterable[Machine],
+    engine: Engine,
+    forget: Callable[[Machine], Awaitable[None]],
+    tasks: Tasks,
+) -> None:
+    """Do what the module's table says; adopting goes on in the background, under the locks."""
+    machines = list(machines)
+    files = services.executors.in_files
+    vmms = await files(_find_vmms, services.paths.machines)
+    boot_id = await files(host_boot_id)
+    for machine in machines:
+        row = machine.row
+        pid = vmms.pop(row.id, None)
+        if row.status in {"creating", "removing"}:
+            await _end(pid)
+            await forget(machine)
+            log.info("machine %s: was %s, removed", row.name, row.status)
+        elif row.status not in _LIVE:
+            await _end(pid)
+            if row.ephemeral:
+                await forget(machine)
+        elif pid is None:
+            rebooted = row.host_boot_id != boot_id
+            await machine.move(
+                "vmm-exited",
+                reason="the host was restarted" if rebooted else "its VMM ended unobserved",
+                vmm_pid=None,
+                vmm_start_time=None,
+            )
+            if row.ephemeral:
+                await forget(machine)
+        else:
+            if row.vmm_pid != pid:
+                await machine.save(vmm_pid=pid, vmm_start_time=start_time_of(pid))
+            await machine.lock.acquire()
+            tasks.start(_adopt(machine, engine), name=f"adopt {row.name}")
+    for machine_id, pid in vmms.items():
+        log.warning("ending a VMM (pid %d) of no known machine (%s)", pid, machine_id)
+        await _end(pid)
+    known = {m.row.id for m in machines}
+    for line in await files(_remove_strays, services.paths.machines, known):
+        log.info("removed residue: %s", line)
+    await files(_remove_strays, services.paths.runtime / "machines", known)
+
+
+async def _adopt(machine: Machine, engine: Engine) -> None:
+    try:
+        await engine.adopt(machine)
+    except VmgrError as error:
+        log.warning("machine %s: runs, but is not reached: %s", machine.name, error)
+    finally:
+        machine.lock.release()
+
+
+async def _end(pid: int | None) -> None:
+    """Kill a VMM that should not be, and wait until it is gone."""
+    if pid is None:
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    loop.add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            await gone
+    except (ProcessLookupError, TimeoutError) as error:
+        log.warning("VMM %d: %r", pid, error)
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+def _find_vmms(directory: Path) -> dict[str, int]:
+    """VMMs of this user with a disk under `directory`: machine id to pid.
+
+    Read from their command lines, which we wrote (QEMU doubles commas in option values).
+    """
+    found: dict[str, int] = {}
+    here = os.fsencode(directory).replace(b",", b",,") + b"/"
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            if entry.stat().st_uid != os.getuid():
+                continue
+            arguments = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile
+        if b"qemu" not in arguments[0].rpartition(b"/")[2]:
+            continue
+        for argument in arguments:
+            _, mark, rest = argument.partition(here)
+            if mark and (machine_id := rest.split(b"/")[0]):
+                found[machine_id.decode(errors="replace")] = int(entry.name)
+                break
+    return found
+
+
+def _remove_strays(directory: Path, known: set[str]) -> list[str]:
+    """Delete directories of machines that nobody knows."""
+    strays = [entry for entry in directory.iterdir() if entry.name not in known]
+    for stray in strays:
+        shutil.rmtree(stray, ignore_errors=True)
+    return [str(stray) for stray in strays]
