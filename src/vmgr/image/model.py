@@ -1,0 +1,100 @@
+"""What an image is, and how its metadata stands in `image.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+__all__ = ["DEFAULT_DISK_BYTES", "DISK_NAME", "METADATA_NAME", "Image", "Metadata"]
+
+DISK_NAME: Final = "root.ext4"
+METADATA_NAME: Final = "image.json"
+METADATA_VERSION: Final = 1
+DEFAULT_DISK_BYTES: Final = 64 << 30
+"""The size that an image's own file system has: that of a machine's disk unless it asks otherwise."""
+METADATA_LIMIT: Final = 1 << 20
+
+
+class Metadata(Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The content of `image.json`."""
+
+    version: int
+    source: str
+    created_at: float
+    init: str | None
+    default_user: str
+    env: dict[str, str]
+    entrypoint: list[str]
+    architecture: str
+    disk_digest: str
+    disk_bytes: int
+    minimum_disk_bytes: int
+
+    def digest(self) -> str:
+        """The image's digest: of the disk's content and of all that changes how a machine runs.
+
+        SHA-256 over the JSON (sorted keys, no blanks) of architecture, default_user, disk_digest,
+        entrypoint, env and init. Two images that differ only in source or date are one.
+        """
+        body = msgspec.json.encode(
+            {
+                "architecture": self.architecture,
+                "default_user": self.default_user,
+                "disk_digest": self.disk_digest,
+                "entrypoint": self.entrypoint,
+                "env": self.env,
+                "init": self.init,
+            },
+            order="sorted",
+        )
+        return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image on this host: read-only, named by what it is."""
+
+    digest: str
+    """`sha256:` and 64 hexadecimal digits, see `Metadata.digest`."""
+    directory: Path
+    source: str
+    """`recipe:NAME` or `tarball:FILE`."""
+    created_at: float
+    size_bytes: int
+    """What it takes on the host's disk."""
+    init: str | None
+    """The program that becomes PID 1; None: the agent is init."""
+    default_user: str
+    env: dict[str, str]
+    entrypoint: list[str]
+    architecture: str
+    """As `uname -m` says it: `x86_64`."""
+    minimum_disk_bytes: int
+    """The smallest disk that holds its content."""
+
+    @property
+    def disk(self) -> Path:
+        """The file system, of `DEFAULT_DISK_BYTES`, sparse."""
+        return self.directory / DISK_NAME
+
+    @classmethod
+    def of(cls, directory: Path, metadata: Metadata, size_bytes: int) -> Image:
+        """The image in `directory`."""
+        return cls(
+            digest=f"sha256:{directory.name}",
+            directory=directory,
+            source=metadata.source,
+            created_at=metadata.created_at,
+            size_bytes=size_bytes,
+            init=metadata.init,
+            default_user=metadata.default_user,
+            env=dict(metadata.env),
+            entrypoint=list(metadata.entrypoint),
+            architecture=metadata.architecture,
+            minimum_disk_bytes=metadata.minimum_disk_bytes,
+        )
