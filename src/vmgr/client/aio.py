@@ -72,6 +72,18 @@ class AsyncClient:
         """End it. Nothing is held between calls."""
 
     # -- the helper ------------------------------------------------------------------------------
+    async def reachable(self) -> bool:
+        """A helper listens; none is started to find out.
+
+        Raises:
+            HelperUnavailableError: the socket is another user's, or cannot be reached.
+        """
+        connection = await asyncio.to_thread(launch.connect, self.paths)
+        if connection is None:
+            return False
+        connection.close()
+        return True
+
     async def version(self) -> m.Version:
         """Versions of the helper and of what it drives."""
         return await self._call(m.Version, "version")

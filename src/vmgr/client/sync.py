@@ -73,6 +73,18 @@ class Client:
         """End it. Nothing is held between calls; this is for symmetry with `AsyncClient`."""
 
     # -- the helper ------------------------------------------------------------------------------
+    def reachable(self) -> bool:
+        """A helper listens; none is started to find out.
+
+        Raises:
+            HelperUnavailableError: the socket is another user's, or cannot be reached.
+        """
+        connection = launch.connect(self.paths)
+        if connection is None:
+            return False
+        connection.close()
+        return True
+
     def version(self) -> m.Version:
         """Versions of the helper and of what it drives."""
         return self._call(m.Version, "version")

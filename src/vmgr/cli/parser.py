@@ -1,0 +1,123 @@
+"""Arguments as people know them from docker and podman, and usage errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from vmgr.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Parser",
+    "command_of",
+    "environment",
+    "machine_argument",
+    "machine_options",
+    "size",
+    "split_command",
+]
+
+_UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_REWRITES: Final = (
+    (r"the following arguments are required: (.*)", r"\1 is missing"),
+    (r"unrecognized arguments: (.*)", r"unknown argument \1"),
+    (r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)", r'"\2" is none of \3'),
+    (r"argument (\S+): expected one argument", r"\1 needs a value"),
+    (r"argument (\S+): (.*)", r"\1: \2"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UsageError`s."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # No abbreviations: a script that uses one breaks when an option is added.
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Turn argparse's words into ours.
+
+        Raises:
+            UsageError: always.
+        """
+        for pattern, words in _REWRITES:
+            if re.fullmatch(pattern, message):
+                message = re.sub(pattern, words, message)
+                break
+        raise UsageError(message, next_step=f'see "{self.prog} --help"')
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+def size(text: str) -> int:
+    """A size in bytes from text like `512M`, `2G`, `1.5GiB`; units are powers of 1,024.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size like 512M or 2G')
+    return int(float(match[1]) * 1024 ** _UNITS[match[2]])
+
+
+def environment(text: str) -> tuple[str, str | None]:
+    """`NAME=VALUE`, or `NAME` alone for the caller's own value (None).
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    name, equals, value = text.partition("=")
+    if not name or "\0" in text:
+        raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
+    return name, value if equals else None
+
+
+def machine_argument(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """Declare the machine that a verb is about, or machines."""
+    argument = (
+        parser.add_argument("names", metavar="NAME", nargs="+", help="a machine's name")
+        if many
+        else parser.add_argument("name", metavar="NAME", help="the machine's name")
+    )
+    argument.completer = "machines"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+
+
+def machine_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what a new machine can be given."""
+    parser.add_argument("--cpus", type=_cpus, metavar="N", help="virtual CPUs")
+    parser.add_argument("--memory", "-m", type=size, metavar="SIZE", help="memory, like 512M or 2G")
+    parser.add_argument("--disk", type=size, metavar="SIZE", help="the disk's size, like 20G")
+
+
+def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Split arguments at the first `--`: what is ours, and the command (None: there is no `--`)."""
+    if "--" not in argv:
+        return list(argv), None
+    at = argv.index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def command_of(words: list[str], after_dashes: list[str] | None) -> list[str]:
+    """The command, given docker's way (`exec NAME CMD`) or after `--`.
+
+    A `--` after words that already belong to the command is one of its arguments.
+    """
+    if after_dashes is None:
+        return words
+    return [*words, "--", *after_dashes] if words else after_dashes
+
+
+def _cpus(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:  # noqa: PLR2004 (as the API has it)
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of CPUs from 1 to 256')
+    return int(text)

@@ -1,0 +1,54 @@
+"""The table of verbs.
+
+Each verb is the module of the same name in this package, which has
+
+- `DESCRIPTION` and `EXAMPLES`: text for `--help`,
+- `arguments(parser)`: declares its arguments,
+- `execute(options)`: does it and gives the exit code.
+
+Only the module of the verb that was called is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["GROUPS", "VERBS", "Verb"]
+
+GROUPS: Final = ("Machines", "In a machine", "Images", "The helper and this host")
+
+
+class Verb(NamedTuple):
+    """One verb: where the overview lists it and what it says there."""
+
+    group: str
+    summary: str
+    own_failure: int = 1
+    """Exit code of vmgr's own failures: 125 where others belong to a command in a machine."""
+
+
+VERBS: Final[dict[str, Verb]] = {
+    "run": Verb(GROUPS[0], "run a command in a fresh machine, then remove it", 125),
+    "create": Verb(GROUPS[0], "create a machine"),
+    "start": Verb(GROUPS[0], "start machines"),
+    "stop": Verb(GROUPS[0], "stop machines in an orderly way"),
+    "restart": Verb(GROUPS[0], "stop and start machines"),
+    "kill": Verb(GROUPS[0], "end machines at once, as if the power was cut"),
+    "rm": Verb(GROUPS[0], "remove machines and their disks"),
+    "ls": Verb(GROUPS[0], "list machines"),
+    "info": Verb(GROUPS[0], "show all about a machine"),
+    "logs": Verb(GROUPS[0], "show a machine's console and what the helper says about it"),
+    "exec": Verb(GROUPS[1], "run a command in a running machine", 125),
+    "shell": Verb(GROUPS[1], "open a login shell in a running machine", 125),
+    "cp": Verb(GROUPS[1], "copy files into and out of machines"),
+    "jobs": Verb(GROUPS[1], "list the commands that run in a machine"),
+    "attach": Verb(GROUPS[1], "take over the streams of a running command", 125),
+    "image": Verb(GROUPS[2], "build, import, list and remove images"),
+    "helper": Verb(GROUPS[3], "start, stop and watch the helper"),
+    "doctor": Verb(GROUPS[3], "check this host and say what would mend it"),
+    "config": Verb(GROUPS[3], "show and change settings"),
+    "events": Verb(GROUPS[3], "follow what happens"),
+    "api": Verb(GROUPS[3], "print the OpenAPI document of the helper's API"),
+    "version": Verb(GROUPS[3], "show versions"),
+    "completion": Verb(GROUPS[3], "print the script that completes words in your shell"),
+}

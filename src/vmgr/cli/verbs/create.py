@@ -1,0 +1,51 @@
+"""`vmgr create`: a new machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmgr.api.models import CreateMachine
+from vmgr.cli.connection import client
+from vmgr.cli.output import print_json
+from vmgr.cli.parser import machine_options
+
+if TYPE_CHECKING:
+    import argparse
+
+DESCRIPTION = """Create a machine with a disk of its own. Without a name, one is made up. The name
+is printed."""
+EXAMPLES = """examples:
+  vmgr create web
+  vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    machine_options(parser)
+    image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
+    image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+    parser.add_argument("--name", dest="name_option", metavar="NAME", help="the same as NAME")
+    parser.add_argument("--start", action="store_true", help="start it as well")
+    parser.add_argument("--json", action="store_true", help="print the machine as JSON")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the machine's name")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Do it."""
+    helper = client()
+    machine = helper.machine_create(
+        CreateMachine(
+            name=options.name or options.name_option,
+            image=options.image,
+            cpus=options.cpus,
+            memory_bytes=options.memory,
+            disk_bytes=options.disk,
+        )
+    )
+    if options.start:
+        machine = helper.machine_start(machine.name)
+    if options.json:
+        print_json(machine)
+    else:
+        print(machine.name)
+    return 0

@@ -1,0 +1,63 @@
+"""`vmgr info`: all about a machine."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vmgr.cli.connection import client
+from vmgr.cli.output import age, bytes_text, fields, print_json
+from vmgr.cli.parser import machine_argument
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmgr.api.models import MachineInfo
+
+DESCRIPTION = "Show all about a machine."
+EXAMPLES = """examples:
+  vmgr info web
+  vmgr info web --json"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    machine_argument(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Do it."""
+    machine = client().machine_info(options.name)
+    if options.json:
+        print_json(machine)
+    else:
+        _show(machine)
+    return 0
+
+
+def _show(machine: MachineInfo) -> None:
+    now = time.time()
+    vmm = machine.vmm
+    reason = f" ({machine.status_reason})" if machine.status_reason else ""
+    boot = machine.boot_seconds
+    fields([
+        ("Name", machine.name),
+        ("Id", machine.id),
+        ("Status", machine.status + reason),
+        ("Image", f"{machine.image} ({machine.image_digest})"),
+        ("Kernel", machine.kernel),
+        ("Init", machine.init or "agent"),
+        ("CPUs", machine.cpus),
+        ("Memory", bytes_text(machine.memory_bytes)),
+        ("Disk", bytes_text(machine.disk_bytes)),
+        ("Disk used", bytes_text(machine.disk_used_bytes)),
+        ("Ephemeral", "yes" if machine.ephemeral else None),
+        ("Created", f"{age(now - machine.created_at)} ago"),
+        ("Started", None if machine.started_at is None else f"{age(now - machine.started_at)} ago"),
+        ("Boot took", None if boot is None else f"{boot:.2f} s"),
+        ("Boot id", machine.boot_id),
+        ("VMM", None if vmm is None else f"QEMU {vmm.qemu}, pid {vmm.pid}, {vmm.machine_type}"),
+        ("Accelerator", None if vmm is None else vmm.accelerator),
+        *(("Note", text) for text in machine.notes),
+    ])  # fmt: skip

@@ -1,0 +1,74 @@
+"""`vmgr logs`: what a machine's console, its VMM and the helper said."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from vmgr.cli.connection import client
+from vmgr.cli.parser import machine_argument
+from vmgr.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+DESCRIPTION = "Show what a machine's console printed, or what its VMM or the helper said about it."
+EXAMPLES = """examples:
+  vmgr logs web
+  vmgr logs -f web
+  vmgr logs --source helper --tail 20 web"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    log_options(parser)
+    parser.add_argument(
+        "--source", choices=("console", "vmm", "helper"), default="console",
+        help="whose log (default: console)",
+    )  # fmt: skip
+    machine_argument(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Do it."""
+    return print_log(
+        client().machine_logs(
+            options.name, source=options.source, follow=options.follow, tail=tail_of(options)
+        )
+    )
+
+
+def log_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what part of a log is wanted; `helper logs` has these too."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
+    parser.add_argument(
+        "-n", "--tail", type=int, metavar="LINES", help="only the last lines (default: all)"
+    )
+
+
+def tail_of(options: argparse.Namespace) -> int | None:
+    """How many lines are wanted; None: all."""
+    tail: int | None = options.tail
+    if tail is not None and tail < 0:
+        raise UsageError(f"{tail} is not a number of lines")
+    return tail
+
+
+def print_log(chunks: Iterator[bytes]) -> int:
+    """Write a log to stdout as it comes; Ctrl-C ends it, as one expects of `-f`."""
+    out = sys.stdout.buffer
+    # A console can say anything; a terminal must not obey it.
+    clean = _harmless if sys.stdout.isatty() else bytes
+    try:
+        for chunk in chunks:
+            out.write(clean(chunk))
+            out.flush()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _harmless(data: bytes) -> bytes:
+    """`data` without control characters but line breaks and tabs."""
+    return data.translate(None, bytes({*range(32), 127} - {9, 10}))
