@@ -27,7 +27,7 @@ from vmgr.agent import session as s
 from vmgr.agent.failures import printable, to_error
 from vmgr.agent.frames import ProtocolViolation
 from vmgr.agent.job import CaptureSink, Completed, Job
-from vmgr.agent.keys import KEY_SIZE, next_key
+from vmgr.agent.keys import next_key
 from vmgr.agent.wire import Wire
 from vmgr.errors import AgentError, UsageError, VmgrError
 
@@ -84,6 +84,7 @@ class AgentChannel:
         self._keys = keys
         self._key = key
         self._confirming: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()  # the agent's key is known, or the channel is over
         self._wire = Wire(sock, on_data=self._received, on_end=self._end)
         self.session.start(candidates, key)
         self.flush()
@@ -153,7 +154,7 @@ class AgentChannel:
         """The same over a connected stream socket, which the channel owns from here on."""
         try:
             candidates = await keys.candidates()
-            key, is_new = next_key(candidates, os.urandom(KEY_SIZE))
+            key, is_new = next_key(candidates)
             if is_new:
                 await keys.store_next(key)
         except BaseException:
@@ -322,14 +323,13 @@ class AgentChannel:
         Raises:
             AgentError: no answer in time, or the channel is over.
         """
-        self._check_open()
-        await self.room()
-        self.session.ping(os.urandom(8))
-        answer: asyncio.Future[None] = self._loop.create_future()
-        self._pongs.append(answer)
-        self.flush()
         try:
             async with asyncio.timeout(self._deadline):
+                await self.room()
+                self.session.ping(b"vmgr")
+                answer: asyncio.Future[None] = self._loop.create_future()
+                self._pongs.append(answer)
+                self.flush()
                 await answer
         except TimeoutError:
             raise AgentError(
@@ -339,11 +339,12 @@ class AgentChannel:
     # -- for jobs ----------------------------------------------------------------------------------
 
     async def room(self) -> None:
-        """Wait until the machine has read most of what was sent to it.
+        """Wait until the agent is there and has read most of what was sent to it.
 
         Raises:
             AgentError: the channel is over.
         """
+        await self._settled.wait()
         await self._wire.room()
         self._check_open()
 
@@ -495,6 +496,8 @@ class AgentChannel:
         except VmgrError as error:
             # Harmless: the next connection tries one key more.
             self._logger.warning("%s: its agent key was not confirmed: %s", self.machine, error)
+        finally:
+            self._settled.set()
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -517,6 +520,7 @@ class AgentChannel:
         )
         self._closed.set_result(reason)
         self._logger.info("%s", reason.message)
+        self._settled.set()
         self._wire.close()
         if self._turn is not None:
             self._turn.cancel()

@@ -178,14 +178,14 @@ class TerminalSize(Struct, frozen=True, kw_only=True):
 class HostHello(Struct, frozen=True, kw_only=True):
     """The host's half of the hello.
 
-    `next_key` stays last: see `vmgr.agent.keys`, where one hello's `next_key` is followed by that
-    very marker, and an agent that already searches for it must find nothing in between.
+    `tail` means nothing and stays last: see `vmgr.agent.keys`.
     """
 
     versions: list[int]
     nonce: bytes
     host: str
     next_key: bytes
+    tail: bytes = b"\0" * 16
 
 
 class Resize(Struct, frozen=True, kw_only=True):

@@ -203,6 +203,7 @@ class Session:
         self._buffer = FrameBuffer()
         self._phase = _Phase.SEEKING
         self._nonce = b""
+        self._key = b""
         self._discarded = 0
         self._channels: dict[int, _Channel] = {}
         self._last_channel = 0
@@ -223,6 +224,7 @@ class Session:
             candidates: keys the agent may hold, oldest first.
             final_key: what it will hold after it; already stored.
         """
+        self._key = final_key
         for key, following in zip(candidates, [*candidates[1:], final_key], strict=True):
             self._nonce = self._random(KEY_SIZE)
             hello = m.HostHello(
@@ -281,6 +283,9 @@ class Session:
             part = data[at : at + MAX_DATA]
             header = encode_header(FrameType.DATA, flow=STDIN, channel=channel, length=len(part))
             self._out += [header, part]
+        if any(data.endswith(self._key[:n]) for n in range(1, KEY_SIZE)):
+            # The agent holds it back as a possible marker until more comes; let that be now.
+            self._out.append(encode_frame(FrameType.DATA, flow=STDIN, channel=channel))
 
     def send_eof(self, channel: int) -> None:
         """End stdin; a second time does nothing."""
