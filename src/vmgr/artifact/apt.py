@@ -8,14 +8,16 @@ hooks. So it also works where /var/lib/apt/lists is empty, as on a bare machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.artifact.faults import failed
+from vmgr.artifact.sparse import allocated_bytes
 from vmgr.artifact.sources import Source, debian_sources, read_sources
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import NotFoundError, UnsupportedError
@@ -23,6 +25,8 @@ from vmgr.paths import ensure_private_directory
 from vmgr.spawner import Completed, ProcessFailedError, run
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from vmgr.artifact import Progress
     from vmgr.paths import Paths
 
@@ -32,6 +36,7 @@ _IMPORT: Final = "import a root file system tarball with `vmgr image import` ins
 _UPDATE_DEADLINE: Final = 300.0
 _DOWNLOAD_DEADLINE: Final = 1_800.0
 _QUERY_DEADLINE: Final = 60.0
+_FRESH: Final = 3_600.0  # seconds for which fetched lists are good: mirrors change a few times a day
 _APT_DIRECTORY: Final = Path("/etc/apt")
 _OS_RELEASE: Final = Path("/etc/os-release")
 _ARCHITECTURES: Final = {"x86_64": "amd64"}
@@ -101,8 +106,8 @@ class Apt:
     def __init__(self, paths: Paths, *, directory: Path = _APT_DIRECTORY) -> None:
         self._root = paths.apt
         self._directory = directory
-        self._lock = asyncio.Lock()
         self._sources: list[Source] | None = None
+        self._fetched_at = 0.0
 
     async def sources(self, progress: Progress) -> list[Source]:
         """Debian's own sources as this host has them, with fresh lists fetched.
@@ -111,10 +116,8 @@ class Apt:
             UnsupportedError: the host has none, or is not Debian, or has no apt.
             VmgrError: no mirror could be reached.
         """
-        async with self._lock:
-            if self._sources is None:
-                self._sources = await self._refresh(progress)
-            return self._sources
+        async with self._locked():
+            return await self._fresh_sources(progress)
 
     async def fetch_options(self) -> list[str]:
         """The host's apt settings that say how to fetch, as lines of apt.conf(5)."""
@@ -125,7 +128,11 @@ class Apt:
 
     async def packages(self, pattern: str, progress: Progress) -> list[Package]:
         """The newest versions of the packages whose whole name matches a regular expression."""
-        await self.sources(progress)
+        async with self._locked():
+            await self._fresh_sources(progress)
+            return await self._packages(pattern)
+
+    async def _packages(self, pattern: str) -> list[Package]:
         # `pkgnames` also gives names that are only depended on: `show` knows nothing of those.
         names = [
             name
@@ -150,8 +157,8 @@ class Apt:
             NotFoundError: the mirrors no longer have that version.
             VmgrError: no mirror could be reached.
         """
-        await self.sources(progress)
-        async with self._lock:
+        async with self._locked():
+            await self._fresh_sources(progress)
             directory = self._root / "archives"
             ensure_private_directory(directory)
             wanted = f"{package.name}={package.version}"
@@ -161,6 +168,37 @@ class Apt:
         for path in directory.glob(f"{package.name}_{version}_*.deb"):
             return path
         raise NotFoundError(f"the mirrors no longer have {wanted}", next_step="try again")
+
+    def clean(self) -> int:
+        """Remove downloaded packages; gives the bytes freed. Blocks."""
+        paths = [*self._root.glob("archives/*.deb"), *self._root.glob("archives/partial/*")]
+        freed = allocated_bytes(*paths)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return freed
+
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """Have the state directory to ourselves, also towards other tasks and other helpers.
+
+        flock(1) takes the lock on the open file that we share with it, and leaves it to us: so
+        waiting for it can be cancelled and blocks no thread.
+        """
+        require("flock")
+        ensure_private_directory(self._root)
+        fd = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            await run(["flock", "--exclusive", str(fd)], env=build_environment(), pass_fds=[fd])
+            yield
+        finally:
+            os.close(fd)
+
+    async def _fresh_sources(self, progress: Progress) -> list[Source]:
+        now = asyncio.get_running_loop().time()
+        if self._sources is None or now - self._fetched_at > _FRESH:
+            self._sources = await self._refresh(progress)
+            self._fetched_at = now
+        return self._sources
 
     async def _refresh(self, progress: Progress) -> list[Source]:
         require("apt-get", "apt-cache")

@@ -18,6 +18,7 @@ PACKAGES: Final = {
     "dpkg-deb": "dpkg",
     "fakechroot": "fakechroot",
     "fakeroot": "fakeroot",
+    "flock": "util-linux",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newgidmap": "uidmap",
