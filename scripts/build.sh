@@ -17,15 +17,14 @@ set_up() {
 
 # ensure_venv runtime|dev
 ensure_venv() {
-  local set=$1 key python
-  local -a locks=(requirements/build.lock requirements/runtime.lock)
-  [[ $set == runtime ]] || locks+=(requirements/dev.lock)
+  local key python
+  local -a runtime=(requirements/build.lock requirements/runtime.lock)
+  local -a locks=("${runtime[@]}")
+  [[ $1 == runtime ]] || locks+=(requirements/dev.lock)
   key=$(key_of "$root" pyproject.toml "${locks[@]}")
-  if [[ -x .venv/bin/python && -x .venv/bin/vmgr ]]; then
-    ! is_done "venv-$set" "$key" || return 0
-  fi
+  ! has_venv "$1" "$key" || return 0
   use_lock
-  ! is_done "venv-$set" "$key" || [[ ! -x .venv/bin/vmgr ]] || return 0
+  ! has_venv "$1" "$key" || return 0 # made while we waited
   if ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python)
     say "making a Python environment with $python"
@@ -39,8 +38,12 @@ ensure_venv() {
   # The checkout itself, editable; with the pinned build back end, so nothing else is fetched.
   quietly pip-editable .venv/bin/python -m pip install --disable-pip-version-check \
     --no-deps --no-build-isolation --editable .
-  mark_done "venv-$set" "$key"
+  mark_done "venv-$1" "$key"
+  # dev holds all that runtime does.
+  [[ $1 == runtime ]] || mark_done venv-runtime "$(key_of "$root" pyproject.toml "${runtime[@]}")"
 }
+
+has_venv() { [[ -x .venv/bin/python && -x .venv/bin/vmgr ]] && is_done "venv-$1" "$2"; }
 
 agent_key() {
   find agent \( -path agent/target -o -path agent/fuzz \) -prune -o -type f -print0 |
