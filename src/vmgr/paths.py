@@ -6,7 +6,7 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
                                         machines/ID/{machine.json,disk.qcow2,console.log,vmm.log},
                                         crashes/
-    cache/    ~/.cache/vmgr             kernels/, apt/ (all of it can be rebuilt)
+    cache/    ~/.cache/vmgr             kernels/, apt/, probes.json (all of it can be rebuilt)
     data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
@@ -101,6 +101,11 @@ class Paths:
     @property
     def kernels(self) -> Path:
         return self.cache / "kernels"
+
+    @property
+    def probes(self) -> Path:
+        """What was found out about this host: QEMU's version, whether a guest runs on KVM."""
+        return self.cache / "probes.json"
 
     @property
     def apt(self) -> Path:

@@ -1,0 +1,30 @@
+"""One QEMU for each machine: its command line, its birth, what it says, its end."""
+
+from vmgr.vmm.accelerator import Accelerator, probe_accelerator
+from vmgr.vmm.boot import Booted, BootPolicy, boot
+from vmgr.vmm.commandline import VmmSpec
+from vmgr.vmm.exit import VmmExit
+from vmgr.vmm.memory import available_memory, check_memory
+from vmgr.vmm.probecache import ProbeCache
+from vmgr.vmm.qemu import Qemu, find_qemu, qemu_program
+from vmgr.vmm.stop import StopDeadlines, orderly_stop
+from vmgr.vmm.vmm import Vmm
+
+__all__ = [
+    "Accelerator",
+    "BootPolicy",
+    "Booted",
+    "ProbeCache",
+    "Qemu",
+    "StopDeadlines",
+    "Vmm",
+    "VmmExit",
+    "VmmSpec",
+    "available_memory",
+    "boot",
+    "check_memory",
+    "find_qemu",
+    "orderly_stop",
+    "probe_accelerator",
+    "qemu_program",
+]

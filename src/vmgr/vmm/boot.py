@@ -1,0 +1,158 @@
+"""Booting a machine: ready is its agent's hello, everything else is a reason to stop waiting.
+
+What can end the wait: the hello; the VMM's end (a panic ends it too); a silence, since now and then
+an emulated machine hangs in its first instructions (such a boot is ended and done once more, with
+the kernel telling each step); the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from vmgr.errors import BootError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmgr.vmm.exit import VmmExit
+    from vmgr.vmm.vmm import Vmm
+
+__all__ = ["BootPolicy", "Booted", "boot"]
+
+T = TypeVar("T")
+
+_GOING_DOWN: Final = 3.0  # seconds from the agent's end to the VMM's
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BootPolicy:
+    """How long a boot may take, in seconds."""
+
+    silence: float = 20.0
+    """Neither a byte on the console nor a hello for so long from its start: done once more."""
+    deadline: float = 120.0
+    """No hello for so long: given up."""
+    attempts: int = 2
+    """How often a silent machine is started in all."""
+
+
+@dataclass(frozen=True)
+class Booted(Generic[T]):
+    """A machine that is ready."""
+
+    vmm: Vmm
+    hello: T
+    attempts: int
+
+
+class _SilentError(Exception):
+    """The machine said nothing at all."""
+
+
+async def boot(
+    name: str,
+    start: Callable[[bool], Awaitable[Vmm]],
+    hello: Callable[[Vmm], Awaitable[T]],
+    policy: BootPolicy = BootPolicy(),
+) -> Booted[T]:
+    """Start a machine and wait until it is ready. Where that fails, its VMM has ended.
+
+    Args:
+        name: the machine's, for errors.
+        start: starts the VMM; its argument is whether the kernel should tell each step.
+        hello: waits for the agent of that VMM; cancelled when there is no point in waiting.
+
+    Raises:
+        BootError: it never became ready; `details["console"]` is what it said last.
+        VmgrError: what `start` or `hello` raises.
+    """
+    for attempt in range(1, policy.attempts + 1):
+        vmm = await start(attempt > 1)
+        try:
+            ready = await _wait_ready(name, vmm, hello, policy)
+        except _SilentError:
+            await _end(vmm, "it said nothing")
+            log.warning("machine %s said nothing for %g s (boot %d)", name, policy.silence, attempt)
+            continue
+        except BaseException:
+            await asyncio.shield(_end(vmm, "its boot failed"))
+            raise
+        return Booted(vmm, ready, attempt)
+    raise BootError(
+        f"machine {name} said nothing in {policy.attempts} boots of {policy.silence:g} s",
+        next_step="see whether this host can run machines: vmgr doctor",
+        details={"machine": name, "console": "", "attempts": policy.attempts},
+    )
+
+
+async def _wait_ready(
+    name: str, vmm: Vmm, hello: Callable[[Vmm], Awaitable[T]], policy: BootPolicy
+) -> T:
+    async def spoke() -> None:
+        if vmm.console is None:
+            await asyncio.Event().wait()  # nothing to hear: only the deadlines count
+        else:
+            await vmm.console.spoke.wait()
+
+    # A coroutine of ours, whatever kind of awaitable the caller's is.
+    async def ready() -> T:
+        return await hello(vmm)
+
+    answered: asyncio.Task[T] = asyncio.create_task(ready(), name=f"hello {name}")
+    ended: asyncio.Task[VmmExit] = asyncio.create_task(vmm.wait(), name=f"boot end {name}")
+    heard = asyncio.create_task(spoke(), name=f"boot console {name}")
+    tasks: set[asyncio.Task[Any]] = {answered, ended, heard}
+    try:
+        async with asyncio.timeout(policy.deadline):
+            done, _ = await asyncio.wait(
+                tasks, timeout=policy.silence, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise _SilentError
+            # A machine that says hello and ends at once has ended.
+            await asyncio.wait({answered, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and answered.exception() is not None:
+                # Likely because the VMM is just ending, which says more.
+                await asyncio.wait({ended}, timeout=_GOING_DOWN)
+            if ended.done():
+                raise _ended_while_booting(name, vmm, ended.result())
+            return answered.result()
+    except TimeoutError as error:
+        if answered.done():  # it is the hello's own
+            raise
+        raise BootError(
+            f"machine {name} was not ready after {policy.deadline:g} s",
+            next_step=f"look at: vmgr logs {name}",
+            details={"machine": name, "console": _console(vmm)},
+        ) from error
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ended_while_booting(name: str, vmm: Vmm, ended: VmmExit) -> BootError:
+    return BootError(
+        f"machine {name} did not boot: {ended.reason}",
+        next_step=f"look at: vmgr logs {name}",
+        details={
+            "machine": name,
+            "cause": ended.cause,
+            "console": _console(vmm),
+            "vmm_log": ended.log_tail,
+        },
+    )
+
+
+def _console(vmm: Vmm) -> str:
+    return vmm.console.tail(4_096) if vmm.console is not None else ""
+
+
+async def _end(vmm: Vmm, reason: str) -> None:
+    await vmm.kill(reason, at_once=True)
+    await vmm.close()

@@ -1,0 +1,224 @@
+"""QEMU's command line, from what a machine is to be.
+
+Every device is named here; `-nodefaults -no-user-config` keeps out all that a distribution or a
+file in the home directory would add. Figures behind the choices:
+docs/decisions/0003-machine-type-and-boot.md.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from vmgr.vmm.options import option, plain_value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmgr.vmm.qemu import Qemu
+
+__all__ = ["AGENT_PORT", "SANDBOX", "SocketFds", "VmmSpec", "command_line", "kernel_command_line"]
+
+AcceleratorName = Literal["kvm", "tcg"]
+
+AGENT_PORT: Final = "vmgr.agent"  # docs/agent-protocol.md
+SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# TCG keeps translated guest code in a buffer that by default may grow to 1 GiB for each VMM. A
+# quarter holds a busy Debian; when full it is emptied and filled anew.
+_TRANSLATION_BUFFER_MIB: Final = 256
+
+# A model with x86-64-v2 (what today's distributions ask of a CPU at most) and no more: each further
+# feature is detected, set up and saved by emulated code. RDRAND seeds the guest's kernel.
+_EMULATED_CPU: Final = "Nehalem,+rdrand"
+_HOST_CPU: Final = "host,migratable=off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmmSpec:
+    """What a VMM is to run."""
+
+    machine_id: str
+    name: str
+    """Also the machine's host name."""
+    cpus: int
+    memory_bytes: int
+    kernel: Path
+    initramfs: Path
+    disk: Path
+    """A qcow2 overlay."""
+    modules: Path | None = None
+    """A raw image of the kernel's modules, seen read-only."""
+    init: str | None = None
+    """The program that becomes PID 1; None: the agent stays it."""
+    kernel_parameters: tuple[str, ...] = ()
+    """Further ones; they come last, so they win."""
+    generation: uuid.UUID = field(default_factory=uuid.uuid4)
+    """Another one tells the guest's kernel that its random state may be known to others
+    (VMGENID)."""
+
+
+@dataclass(frozen=True)
+class SocketFds:
+    """Listening sockets that the VMM gets: the numbers of its fds."""
+
+    qmp: int
+    agent: int
+    console: int
+
+
+def kernel_command_line(
+    spec: VmmSpec,
+    accelerator: AcceleratorName,
+    *,
+    verbose: bool = False,
+) -> str:
+    """The guest kernel's command line; see kernel-parameters in the kernel's documentation.
+
+    Args:
+        verbose: let the kernel tell each step, for a boot that went wrong before.
+    """
+    words = ["console=ttyS0"]
+    if not verbose:
+        words.append("quiet")
+    # Self-tests of ciphers: a quarter of a second of emulated code.
+    words.append("cryptomgr.notests")
+    # A panic ends the VMM (`-action`), instead of spinning for ever.
+    words.append("panic=-1")
+    # One serial port: probing for three more costs time, and there are none.
+    words.append("8250.nr_uarts=1")
+    if accelerator == "tcg":
+        words.append(
+            "no_timer_check"
+        )  # tests of the interrupt's routing, which emulation gets right
+    words.append(f"vmgr.hostname={spec.name}")
+    if spec.init is not None:
+        words.append(f"vmgr.init={spec.init}")
+    words += spec.kernel_parameters
+    return plain_value(" ".join(words))
+
+
+def command_line(
+    spec: VmmSpec,
+    qemu: Qemu,
+    accelerator: AcceleratorName,
+    sockets: SocketFds,
+    *,
+    verbose: bool = False,
+) -> list[str]:
+    """The arguments, QEMU's program first.
+
+    Raises:
+        UsageError: a path has a line break or NUL in it.
+    """
+    return [
+        str(qemu.program),
+        "-name", option(guest=f"vmgr-{spec.name}", debug_threads=True),
+        "-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on",
+        "-sandbox", SANDBOX,
+        *_board(spec, qemu, accelerator),
+        *_life_cycle(),
+        *_channels(sockets),
+        *_disks(spec),
+        *_entropy(spec),
+        "-kernel", plain_value(str(spec.kernel)),
+        "-initrd", plain_value(str(spec.initramfs)),
+        "-append", kernel_command_line(spec, accelerator, verbose=verbose),
+    ]  # fmt: skip
+
+
+def _board(spec: VmmSpec, qemu: Qemu, accelerator: AcceleratorName) -> list[str]:
+    machine = option(
+        qemu.machine_type,
+        memory_backend="ram",
+        usb=False,
+        vmport=False,  # VMware's back door
+        hpet=False,  # an emulated read is slow, and the kernel would prefer it to better clocks
+        dump_guest_core=False,
+        mem_merge=False,  # merging pages tells one machine what another holds
+    )
+    memory = option(
+        "memory-backend-memfd",
+        id="ram",
+        size=spec.memory_bytes,
+        share=True,  # so that device processes and templates can map the same memory
+        reserve=True,
+        dump=False,
+        merge=False,
+    )
+    if accelerator == "kvm":
+        accel, cpu = "kvm", _HOST_CPU
+    else:
+        accel = option("tcg", thread="multi", tb_size=_TRANSLATION_BUFFER_MIB)
+        cpu = _EMULATED_CPU
+    return [
+        "-machine", machine, "-accel", accel, "-cpu", cpu,
+        "-smp", option(cpus=spec.cpus, sockets=1, cores=spec.cpus, threads=1),
+        "-m", option(size=f"{spec.memory_bytes}B"), "-object", memory,
+        "-rtc", option(base="utc", clock="host"),
+    ]  # fmt: skip
+
+
+def _life_cycle() -> list[str]:
+    # A reset ends the VMM like a power-off does. Who started it starts the next one: a reboot gets
+    # fresh devices, the boot watchdog, and a machine as it is configured by then.
+    return [
+        "-action", option(reboot="shutdown", shutdown="poweroff", panic="shutdown"),
+        "-device", "pvpanic",
+    ]  # fmt: skip
+
+
+def _channels(sockets: SocketFds) -> list[str]:
+    def listening(name: str, fd: int) -> str:
+        return option("socket", id=name, fd=fd, server=True, wait=False)
+
+    return [
+        "-chardev", listening("qmp", sockets.qmp),
+        "-mon", option(chardev="qmp", mode="control"),
+        "-chardev", listening("console", sockets.console),
+        "-serial", "chardev:console",
+        "-device", option("virtio-serial-pci", id="channels", disable_legacy=True),
+        "-chardev", listening("agent", sockets.agent),
+        "-device", option(
+            "virtserialport", bus="channels.0", nr=1, chardev="agent", name=AGENT_PORT, id="agent"
+        ),
+    ]  # fmt: skip
+
+
+def _disks(spec: VmmSpec) -> list[str]:
+    # Through the host's page cache, which all overlays of an image share; the guest's flushes reach
+    # the disk. `locking` (fcntl) keeps a second VMM off. What the guest discards is given back. A
+    # full host disk pauses the machine (werror) rather than failing its writes.
+    arguments = [
+        "-blockdev", option(
+            driver="qcow2", node_name="root", discard="unmap",
+            file__driver="file", file__filename=spec.disk, file__locking=True,
+            file__aio="threads", file__discard="unmap",
+        ),
+        "-device", option(
+            "virtio-blk-pci", id="root", drive="root", serial="root", disable_legacy=True,
+            werror="enospc", rerror="report",
+        ),
+    ]  # fmt: skip
+    if spec.modules is not None:
+        arguments += [
+            "-blockdev", option(
+                driver="raw", node_name="modules", read_only=True,
+                file__driver="file", file__filename=spec.modules, file__locking=True,
+                file__read_only=True,
+            ),
+            "-device", option(
+                "virtio-blk-pci", id="modules", drive="modules", serial="modules",
+                disable_legacy=True, num_queues=1,
+            ),
+        ]  # fmt: skip
+    return arguments
+
+
+def _entropy(spec: VmmSpec) -> list[str]:
+    return [
+        "-object", option("rng-builtin", id="entropy"),
+        "-device", option("virtio-rng-pci", rng="entropy", disable_legacy=True),
+        "-device", option("vmgenid", id="generation", guid=str(spec.generation)),
+    ]  # fmt: skip

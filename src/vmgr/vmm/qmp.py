@@ -1,0 +1,140 @@
+"""Talking to a VMM: commands with deadlines, events to a callback.
+
+`qemu.qmp` does the protocol. Its client keeps every event in a listener that cannot be removed,
+queue and history both; so events are taken where they arrive, before any listener sees them. What a
+VMM sends is not trusted: a line is at most 1 MiB, and an answer that does not come ends the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+
+from vmgr.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from qemu.qmp.message import Message
+
+    EventCallback = Callable[[str, Mapping[str, Any]], None]
+
+__all__ = ["Qmp"]
+
+COMMAND_DEADLINE: Final = 10.0  # seconds
+CONNECT_DEADLINE: Final = 30.0  # seconds; a VMM on a busy host takes a while to greet
+_LINE_MAX: Final = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+class _Client(QMPClient):
+    """A client that hands events over instead of collecting them."""
+
+    def __init__(self, name: str, on_event: EventCallback) -> None:
+        super().__init__(name, readbuflen=_LINE_MAX)
+        self._on_event = on_event
+
+    async def _event_dispatch(self, msg: Message) -> None:
+        data = msg.get("data")
+        self._on_event(str(msg.get("event")), data if isinstance(data, dict) else {})
+
+
+class Qmp:
+    """A connection to one VMM. Made by `Qmp.connect`; ends by itself when the VMM does."""
+
+    def __init__(self, name: str, on_event: EventCallback) -> None:
+        self._name = name
+        self._client = _Client(name, on_event)
+        self._watcher: asyncio.Task[None] | None = None
+        self.closed = asyncio.Event()
+
+    @classmethod
+    async def connect(
+        cls,
+        path: Path,
+        name: str,
+        on_event: EventCallback,
+        deadline: float = CONNECT_DEADLINE,
+    ) -> Qmp:
+        """Connect and agree on capabilities.
+
+        Args:
+            path: the VMM's socket.
+            name: the machine's, for errors and logs.
+            on_event: called on the loop with each event's name and data; must not raise.
+            deadline: seconds for all of it.
+
+        Raises:
+            MachineError: nothing listens, it does not speak QMP, or not in time.
+        """
+        qmp = cls(name, on_event)
+        try:
+            async with asyncio.timeout(deadline):
+                await qmp._client.connect(str(path))
+        except (QMPError, OSError, EOFError) as error:
+            cause = error.__cause__ or error
+            raise MachineError(
+                f"the VMM of machine {name} cannot be reached: {cause or 'it does not answer'}",
+                next_step=f"look at: vmgr logs {name}",
+            ) from error
+        qmp._watcher = asyncio.create_task(qmp._watch(), name=f"qmp {name}")
+        return qmp
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        deadline: float = COMMAND_DEADLINE,
+    ) -> Any:
+        """Run a QMP command and give what it returns.
+
+        Raises:
+            MachineError: the VMM refuses it, does not answer in time, or is gone.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._client.execute(command, dict(arguments or {}))
+        except ExecuteError as error:
+            raise MachineError(
+                f"the VMM of machine {self._name} refuses {command}: {error}",
+                details={"command": command, "class": error.error_class},
+            ) from error
+        except TimeoutError as error:
+            raise MachineError(
+                f"the VMM of machine {self._name} did not answer {command} within {deadline:g} s",
+                next_step=f"end it with: vmgr kill {self._name}",
+            ) from error
+        except QMPError as error:
+            raise MachineError(
+                f"the VMM of machine {self._name} is gone", details={"command": command}
+            ) from error
+
+    async def close(self) -> None:
+        """Disconnect; the VMM goes on."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+        await self._disconnect()
+
+    async def _watch(self) -> None:
+        """Wait for the other side to end the connection."""
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        try:
+            await self._client.disconnect()
+        except (QMPError, OSError, EOFError) as error:
+            # How a connection ends matters to nobody; that QEMU closed it is the usual way.
+            log.debug("QMP of %s ended: %r", self._name, error)
+        self.closed.set()
