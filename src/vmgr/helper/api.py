@@ -11,13 +11,14 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from vmgr._version import __version__
-from vmgr.agent import PROTOCOL_VERSION
+from vmgr.agent.session import VERSIONS
 from vmgr.api import models as m
 from vmgr.api.openapi import document
 from vmgr.doctor import examine
 from vmgr.helper.streaming import Streaming, job_number
 
 if TYPE_CHECKING:
+    from vmgr.agent import AgentChannel
     from vmgr.helper.helper import Helper
     from vmgr.helper.server import Call
 
@@ -50,7 +51,7 @@ class Api(Streaming):
         return m.Version(
             version=__version__,
             api="v1",
-            agent_protocol=PROTOCOL_VERSION,
+            agent_protocol=max(VERSIONS),
             python=platform.python_version(),
             qemu=await self._helper.qemu_version(),
         )
@@ -87,7 +88,7 @@ class Api(Streaming):
     # -- machines ---------------------------------------------------------------------------
 
     async def machine_list(self, _call: Call) -> list[m.MachineInfo]:
-        return await self._helper.machines.list()
+        return await self._helper.machines.infos()
 
     async def machine_create(self, call: Call) -> m.MachineInfo:
         machine = await self._helper.machines.create(call.body)
@@ -117,7 +118,8 @@ class Api(Streaming):
     # -- jobs -------------------------------------------------------------------------------
 
     async def job_list(self, call: Call) -> list[m.JobInfo]:
-        return await self._channel(call).jobs()
+        machines = self._helper.machines
+        return await machines.engine.jobs(machines.get(call.path["machine"]))
 
     async def job_signal(self, call: Call) -> None:
         await self._channel(call).signal(job_number(call), call.body.signal)
@@ -128,7 +130,7 @@ class Api(Streaming):
     # -- images -------------------------------------------------------------------------------
 
     async def image_list(self, _call: Call) -> list[m.ImageInfo]:
-        return await self._helper.images.list()
+        return await self._helper.images.infos()
 
     async def image_info(self, call: Call) -> m.ImageInfo:
         return await self._helper.images.info(call.path["image"])
@@ -139,5 +141,5 @@ class Api(Streaming):
     async def image_prune(self, _call: Call) -> m.ImageRemoved:
         return await self._helper.images.prune()
 
-    def _channel(self, call: Call) -> Any:
+    def _channel(self, call: Call) -> AgentChannel:
         return self._helper.machines.get(call.path["machine"]).ready_channel()

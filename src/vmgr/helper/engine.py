@@ -1,8 +1,435 @@
 """Drives one machine's VMM and agent: boot, adopt, stop, kill, exec.
 
-Who changes a machine's status here holds its lock, but for `kill` and the watcher of the VMM's
-exit:
-those only end the process, and the status follows from its end.
+Who changes a machine's status here holds its lock, but for `kill` and the watcher of the VMM's end:
+`kill` only ends the process, and the watcher turns its end into the status `stopped`.
 """
 
 from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from vmgr._version import __version__
+from vmgr.agent import AgentChannel, ExecRequest, TerminalSize
+from vmgr.api.models import JobInfo, StopReport, StopStep
+from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
+from vmgr.helper.machine import ResyncKeys
+from vmgr.helper.reconcile import host_boot_id
+from vmgr.helper.relay import exit_result
+from vmgr.vmm import (
+    Accelerator,
+    BootPolicy,
+    ProbeCache,
+    Qemu,
+    StopDeadlines,
+    Vmm,
+    VmmExit,
+    VmmSpec,
+    boot,
+    find_qemu,
+    orderly_stop,
+    probe_accelerator,
+)
+from vmgr.vmm.accelerator import check_kvm
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from vmgr.agent import AgentEvent, AgentHello, Job, JobSink
+    from vmgr.api.models import ExecSpec, StopMachine
+    from vmgr.helper.helper import Helper
+    from vmgr.helper.machine import Machine, Services
+    from vmgr.helper.tasks import Tasks
+    from vmgr.kernel import KernelBundle
+
+    Progress = Callable[[str, float | None], None]
+
+__all__ = ["Engine"]
+
+ENTROPY_BYTES: Final = 256
+ADOPT_DEADLINE: Final = 10.0  # seconds for the agent's answer after a helper's death
+RECONNECT_PAUSE: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """What machines run on.
+
+    Args:
+        on_end: awaited when a machine's VMM has ended, with how; the machine has been let go of.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        tasks: Tasks,
+        helper: Helper,
+        on_end: Callable[[Machine, VmmExit], Awaitable[None]],
+    ) -> None:
+        self._services = services
+        self._tasks = tasks
+        self._helper = helper
+        self._on_end = on_end
+        self._probes = ProbeCache(services.paths.probes)
+        self._host_boot_id: str | None = None
+
+    # -- what there is ------------------------------------------------------------------------
+
+    async def qemu(self) -> Qemu:
+        """The QEMU that machines run in.
+
+        Raises:
+            UnsupportedError: there is none, or it is too old.
+        """
+        override = self._helper.config.get("qemu.path") or None
+        return await find_qemu(self._probes, self._services.executors.files, override=override)
+
+    async def qemu_version(self) -> str | None:
+        """Its version, None when there is none."""
+        try:
+            return (await self.qemu()).version
+        except VmgrError:
+            return None
+
+    async def accelerator(self, kernel: Path) -> Accelerator:
+        """What machines can run on here: KVM only when a guest was seen to run on it."""
+        return await probe_accelerator(
+            await self.qemu(), kernel, self._probes, self._services.executors.files
+        )
+
+    async def known_accelerator(self) -> Accelerator:
+        """The same, without building a kernel to prove it with."""
+        if (kernel := await self._helper.images.newest_kernel()) is not None:
+            try:
+                return await self.accelerator(kernel.kernel)
+            except VmgrError as error:
+                return Accelerator("tcg", error.message, error.next_step)
+        refusal = await self._services.executors.in_files(check_kvm)
+        return refusal or Accelerator("tcg", "KVM is tried when the first machine starts")
+
+    # -- booting ----------------------------------------------------------------------------
+
+    async def boot(self, machine: Machine, progress: Progress) -> None:
+        """Boot a stopped machine and wait until it is ready. The caller holds its lock.
+
+        Raises:
+            BootError: it never became ready.
+            VmgrError: it could not be started; the machine is stopped, with the reason.
+        """
+        kernel = await self._helper.images.kernel(progress)
+        qemu = await self.qemu()
+        accelerator = await self.accelerator(kernel.kernel)
+        progress(f"starting {machine.name}", None)
+        began = time.time()
+        machine.kill_reason = None
+        await machine.move(
+            "start",
+            kernel=kernel.release,
+            kernel_digest=kernel.digest,
+            started_at=began,
+            host_boot_id=await self._boot_id(),
+            accelerator=accelerator.name,
+            qemu=qemu.version,
+            machine_type=qemu.machine_type,
+            resync_keys=[],
+            boot_id=None,
+        )
+        spec = self._spec(machine, kernel)
+        config = self._helper.config
+
+        async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
+            vmm = await Vmm.start(
+                spec, machine.paths, qemu, accelerator, self._services.executors.files,
+                verbose=verbose,
+            )  # fmt: skip
+            machine.vmm = vmm
+            # Named in the row at once: a helper that dies now must find it.
+            await machine.save(vmm_pid=vmm.pid, vmm_start_time=vmm.start_time, resync_keys=[])
+            if machine.kill_reason is not None:  # `kill` came before there was anything to kill
+                await vmm.kill(machine.kill_reason, at_once=True)
+            return vmm
+
+        async def hello(vmm: Vmm) -> tuple[AgentChannel, AgentHello]:
+            del vmm
+            channel = await self._connect(machine)
+            try:
+                return channel, await channel.hello()
+            except BaseException:
+                channel.close()
+                raise
+
+        try:
+            booted = await boot(
+                machine.name, start, hello,
+                BootPolicy(
+                    silence=float(config.get("boot.silence_timeout")),
+                    deadline=float(config.get("boot.timeout")),
+                ),
+            )  # fmt: skip
+            channel, greeting = booted.hello
+            try:
+                await channel.configure(
+                    hostname=machine.name, entropy=secrets.token_bytes(ENTROPY_BYTES)
+                )
+            except BaseException:
+                channel.close()
+                await asyncio.shield(booted.vmm.kill("its agent did not answer", at_once=True))
+                raise
+        except BaseException as error:
+            machine.vmm = None
+            reason = machine.kill_reason or _one_sentence(error)
+            await asyncio.shield(
+                machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
+            )
+            raise
+        machine.connected(channel, greeting)
+        await machine.move(
+            "ready",
+            boot_seconds=time.time() - began,
+            boot_id=greeting.boot_id,
+            booted_init=greeting.init,
+        )
+        self._watch(machine, booted.vmm)
+
+    def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
+        row = machine.row
+        return VmmSpec(
+            machine_id=row.id,
+            name=row.name,
+            cpus=row.cpus,
+            memory_bytes=row.memory_bytes,
+            kernel=kernel.kernel,
+            initramfs=kernel.initramfs,
+            modules=kernel.modules,
+            disk=machine.paths.disk,
+            init=row.init,
+        )
+
+    async def _connect(self, machine: Machine) -> AgentChannel:
+        return await AgentChannel.connect(
+            machine.paths.agent_socket,
+            ResyncKeys(machine),
+            machine=machine.name,
+            host_version=__version__,
+            on_event=lambda event: self._agent_event(machine, event),
+            logger=log,
+        )
+
+    async def _boot_id(self) -> str:
+        if self._host_boot_id is None:
+            self._host_boot_id = await self._services.executors.in_files(host_boot_id)
+        return self._host_boot_id
+
+    # -- after a helper's death -----------------------------------------------------------------
+
+    async def adopt(self, machine: Machine) -> None:
+        """Take over a machine that another helper started. The caller holds its lock.
+
+        A machine whose agent does not answer stays as it is: it can be stopped and killed.
+        """
+        row = machine.row
+        vmm = None
+        if row.vmm_pid is not None and row.vmm_start_time is not None:
+            vmm = await Vmm.adopt(
+                machine.name, row.vmm_pid, row.vmm_start_time, machine.paths,
+                self._services.executors.files,
+            )  # fmt: skip
+        if vmm is None:
+            await machine.move(
+                "vmm-exited", reason="its VMM ended unobserved", vmm_pid=None, vmm_start_time=None
+            )
+            return
+        machine.vmm = vmm
+        self._watch(machine, vmm)
+        booting = machine.status == "starting"
+        deadline = float(self._helper.config.get("boot.timeout")) if booting else ADOPT_DEADLINE
+        channel = await self._connect(machine)
+        try:
+            async with asyncio.timeout(deadline):
+                greeting = await channel.hello()
+        except TimeoutError:
+            channel.close()
+            if booting:
+                await vmm.kill("it never became ready", at_once=True)
+            raise AgentError(
+                f"the agent of {machine.name} did not answer within {deadline:g} s",
+                next_step=f"look at: vmgr logs {machine.name}",
+            ) from None
+        except BaseException:
+            channel.close()
+            raise
+        machine.connected(channel, greeting)
+        if machine.status != "running":
+            await machine.move("ready", boot_id=greeting.boot_id, booted_init=greeting.init)
+        log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
+
+    async def let_go(self, machine: Machine) -> None:
+        """Close the connections to a machine; it goes on."""
+        if machine.channel is not None:
+            await machine.channel.aclose()
+            machine.channel = None
+        if machine.vmm is not None:
+            await machine.vmm.close()
+            machine.vmm = None
+
+    # -- ending -----------------------------------------------------------------------------
+
+    async def stop(self, machine: Machine, request: StopMachine) -> StopReport:
+        """Stop a machine: its agent, its power button, its plug. The caller holds its lock."""
+        vmm = machine.vmm
+        if vmm is None:
+            raise WrongStateError(f"machine {machine.name} has no VMM to stop")
+        config = self._helper.config
+
+        def seconds(asked: float | None, key: str) -> float:
+            return float(config.get(key)) if asked is None else asked
+
+        deadlines = StopDeadlines(
+            agent=seconds(request.agent_timeout, "stop.agent_timeout"),
+            acpi=seconds(request.acpi_timeout, "stop.acpi_timeout"),
+        )
+        channel = machine.channel
+        power_off = None
+        if channel is not None:
+            # The agent ends stragglers before our own deadline does.
+            grace = max(1.0, deadlines.agent - 2.0)
+            power_off = lambda: channel.poweroff(grace=grace)  # noqa: E731 (two lines, one use)
+        machine.kill_reason = "stopped by vmgr stop"
+        await machine.move("stop")
+        try:
+            report = await orderly_stop(vmm, machine.name, power_off, deadlines)
+        except MachineError as error:
+            await machine.move("stop-failed", reason=str(error))
+            raise
+        await machine.stopped.wait()
+        return report
+
+    async def kill(self, machine: Machine, reason: str) -> StopReport:
+        """End a machine's VMM at once; gives its end when the machine is stopped."""
+        began = time.monotonic()
+        machine.require("kill")
+        machine.kill_reason = reason
+        if machine.vmm is not None:
+            await machine.vmm.kill(reason, at_once=machine.row.ephemeral)
+        await machine.stopped.wait()
+        took = time.monotonic() - began
+        step = StopStep(method="kill", seconds=took, outcome="stopped")
+        return StopReport(machine=machine.name, method="kill", seconds=took, steps=[step])
+
+    def _watch(self, machine: Machine, vmm: Vmm) -> None:
+        self._tasks.start(self._watch_end(machine, vmm), name=f"watch {machine.name}")
+        self._tasks.start(self._keep_connected(machine, vmm), name=f"agent of {machine.name}")
+
+    async def _watch_end(self, machine: Machine, vmm: Vmm) -> None:
+        """Wait for the VMM's end and say so. Ends quietly when the helper lets go."""
+        try:
+            ended = await vmm.wait()
+        except asyncio.CancelledError:
+            if not self._helper.stopping.is_set():
+                raise
+            return
+        if machine.channel is not None:
+            machine.channel.close()
+            machine.channel = None
+        machine.vmm = None
+        await vmm.close()
+        level = logging.WARNING if ended.cause in {"failed", "panic"} else logging.INFO
+        log.log(level, "machine %s: its VMM ended: %s", machine.name, ended.reason)
+        self._services.events.publish(
+            "machine.exited", machine.name, cause=ended.cause, reason=ended.reason,
+            vmm_log=ended.log_tail[-2_000:],
+        )  # fmt: skip
+        await self._on_end(machine, ended)
+
+    async def _keep_connected(self, machine: Machine, vmm: Vmm) -> None:
+        """When the agent channel breaks while the VMM goes on, make it anew."""
+        while machine.vmm is vmm and not self._helper.stopping.is_set():
+            channel = machine.channel
+            if channel is None:
+                return
+            reason = await channel.wait_closed()
+            if machine.vmm is not vmm or not vmm.running or self._helper.stopping.is_set():
+                return
+            log.warning("machine %s: %s; connecting again", machine.name, reason)
+            machine.channel = None
+            # Not in a tight loop with a machine that breaks the protocol at once, each time.
+            ended = asyncio.create_task(vmm.wait(), name="pause")
+            await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
+            ended.cancel()
+            try:
+                fresh = await self._connect(machine)
+                async with asyncio.timeout(ADOPT_DEADLINE):
+                    greeting = await fresh.hello()
+            except (VmgrError, TimeoutError) as error:
+                log.warning("machine %s: its agent is not reached: %s", machine.name, error)
+                return
+            if machine.vmm is vmm and vmm.running:
+                machine.connected(fresh, greeting)
+            else:
+                fresh.close()
+
+    def _agent_event(self, machine: Machine, event: AgentEvent) -> None:
+        log.info("machine %s: agent says %s", machine.name, event.event[:100])
+        self._services.events.publish("machine.agent", machine.name, event=event.event[:100])
+
+    # -- using ------------------------------------------------------------------------------
+
+    async def exec(self, machine: Machine, spec: ExecSpec, sink: JobSink) -> Job:
+        """Start a command in a running machine.
+
+        Raises:
+            WrongStateError: it does not run, or its agent is not reached.
+            ExecError: the command could not be started.
+        """
+        channel = machine.ready_channel()
+        environment = {**machine.row.env, **spec.env}
+        return await channel.exec(
+            ExecRequest(
+                argv=[a.encode() for a in spec.argv],
+                env=[f"{name}={value}".encode() for name, value in environment.items()],
+                cwd=spec.cwd.encode() if spec.cwd is not None else None,
+                user=spec.user or machine.row.default_user,
+                tty=TerminalSize(rows=spec.tty.rows, cols=spec.tty.cols) if spec.tty else None,
+                stdin=spec.stdin,
+                login=spec.login,
+                builtin=spec.builtin,
+                detached=spec.detached,
+                label=_label(spec),
+            ),
+            sink,
+        )
+
+    async def jobs(self, machine: Machine) -> list[JobInfo]:
+        """A running machine's jobs, and those that ended and were not collected."""
+        records = await machine.ready_channel().jobs()
+        uptime = machine.guest_uptime_ns()
+        return [
+            JobInfo(
+                job=record.job,
+                pid=record.pid,
+                label=record.label,
+                user=record.user,
+                tty=record.tty,
+                detached=record.detached,
+                attached=record.attached,
+                running_seconds=max(0, uptime - record.started_ns) / 1e9,
+                exit=exit_result(record.exit) if record.exit is not None else None,
+            )
+            for record in records
+        ]
+
+
+def _label(spec: ExecSpec) -> str:
+    text = "login shell" if spec.login else " ".join(spec.argv)
+    return text.encode()[:256].decode(errors="ignore")
+
+
+def _one_sentence(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "its start was cancelled"
+    return error.message if isinstance(error, VmgrError) else repr(error)

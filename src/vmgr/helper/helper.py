@@ -48,6 +48,9 @@ class Helper:
         self.store = Store(paths)
         self.events = EventBus()
         self.tasks = Tasks(fatal)
+        """Work that is finished before the helper ends."""
+        self.watchers = Tasks(fatal)
+        """Work that goes on for as long as the helper does."""
         self.config = Config.load(paths)
         self.stopping = asyncio.Event()
         self._started_at = time.time()
@@ -84,6 +87,7 @@ class Helper:
         """Let go of everything. Machines go on."""
         self.stopping.set()
         await self.tasks.finish(TASKS_DEADLINE)
+        await self.watchers.finish(0)
         await self.machines.let_go()
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
@@ -108,7 +112,7 @@ class Helper:
 
     async def status(self) -> HelperStatus:
         """The helper as it is now."""
-        accelerator, reason = await self.machines.engine.accelerator()
+        accelerator = await self.machines.engine.known_accelerator()
         return HelperStatus(
             pid=os.getpid(),
             version=__version__,
@@ -118,8 +122,8 @@ class Helper:
             rss_bytes=_resident_bytes(),
             machines_running=self.machines.count("running"),
             machines_total=self.machines.count(),
-            accelerator=accelerator,
-            accelerator_reason=reason,
+            accelerator=accelerator.name,
+            accelerator_reason=accelerator.reason,
         )
 
 

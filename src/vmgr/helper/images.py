@@ -56,7 +56,7 @@ class ImageService:
 
     # -- looking ---------------------------------------------------------------------------
 
-    async def list(self) -> list[ImageInfo]:
+    async def infos(self) -> list[ImageInfo]:
         """All images, by their first name."""
         names = await self._names_by_digest()
         infos = [self._info(image, names) for image in await self._files.list()]
@@ -152,6 +152,13 @@ class ImageService:
         self._kernel = await self._shared.do("kernel", work, progress)
         return self._kernel
 
+    async def newest_kernel(self) -> KernelBundle | None:
+        """A kernel bundle that is there, if any."""
+        if self._kernel is None:
+            bundles = await self._kernels.list()
+            return bundles[-1] if bundles else None
+        return self._kernel
+
     # -- removing ---------------------------------------------------------------------------
 
     async def remove(self, reference: str) -> ImageRemoved:
@@ -191,6 +198,7 @@ class ImageService:
             if bundle.digest != current.digest:
                 freed += await self._kernels.remove(bundle.digest)
                 removed.append(bundle.digest)
+        freed += await self._kernels.prune()
         return ImageRemoved(removed=removed, freed_bytes=freed)
 
     async def reconcile(self) -> None:

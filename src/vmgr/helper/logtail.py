@@ -79,11 +79,9 @@ def _open_and_read(path: Path, lines: int | None) -> tuple[Any, bytes]:
     content = b""
     with contextlib.suppress(OSError):
         content = path.with_name(f"{path.name}.1").read_bytes()
-    try:
+    file = None
+    with contextlib.suppress(FileNotFoundError):
         file = path.open("rb")
-    except FileNotFoundError:
-        file = None
-    else:
         content += file.read()
     if lines is not None:
         content = b"".join(content.splitlines(keepends=True)[-lines:]) if lines > 0 else b""

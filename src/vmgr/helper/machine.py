@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,11 +21,12 @@ from vmgr.errors import WrongStateError
 from vmgr.machine.lifecycle import check_permits, next_status
 
 if TYPE_CHECKING:
-    from vmgr.agent import AgentChannel
+    from vmgr.agent import AgentChannel, AgentHello
     from vmgr.api.models import MachineStatus
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
+    from vmgr.machine.lifecycle import Action, Trigger
     from vmgr.paths import MachinePaths, Paths
     from vmgr.vmm import Vmm
 
@@ -56,6 +58,7 @@ class Machine:
         self.channel: AgentChannel | None = None
         self.kill_reason: str | None = None
         """Why we are ending the VMM, told to whoever waits for the machine."""
+        self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
         if row.status in {"creating", "stopped", "removing"}:
@@ -76,7 +79,7 @@ class Machine:
         """Its files."""
         return self._services.paths.machine(self.row.id)
 
-    def require(self, action: str) -> None:
+    def require(self, action: Action) -> None:
         """See that the machine's status permits `action`.
 
         Raises:
@@ -92,7 +95,7 @@ class Machine:
         # it).
         self.row = row
 
-    async def move(self, trigger: str, *, reason: str | None = None, **changes: Any) -> None:
+    async def move(self, trigger: Trigger, *, reason: str | None = None, **changes: Any) -> None:
         """Take the transition that `trigger` means, durably, and tell everyone.
 
         Raises:
@@ -111,6 +114,16 @@ class Machine:
         self._services.events.publish(
             "machine.status", self.name, before=before, after=after, reason=reason
         )
+
+    def connected(self, channel: AgentChannel, hello: AgentHello) -> None:
+        """The agent has said hello."""
+        self.channel = channel
+        self._uptime = (time.monotonic_ns(), hello.uptime_ns)
+
+    def guest_uptime_ns(self) -> int:
+        """About how long the machine has been up, by its own clock (CLOCK_BOOTTIME)."""
+        heard, uptime = self._uptime
+        return uptime + time.monotonic_ns() - heard
 
     def ready_channel(self) -> AgentChannel:
         """The way into the machine.

@@ -22,7 +22,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import CreateMachine, MachineInfo, MachineRemoved, StopReport
-from vmgr.errors import ConflictError, NotFoundError, ResourceError, UsageError, WrongStateError
+from vmgr.errors import (
+    ConflictError,
+    NotFoundError,
+    ResourceError,
+    UsageError,
+    VmgrError,
+    WrongStateError,
+)
 from vmgr.helper.engine import Engine
 from vmgr.helper.machine import Machine, Services
 from vmgr.helper.reconcile import reconcile
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from vmgr.api.models import ExecSpec, StopMachine
     from vmgr.helper.helper import Helper
     from vmgr.helper.tasks import Tasks
+    from vmgr.vmm import VmmExit
 
     Progress = Callable[[str, float | None], None]
 
@@ -62,7 +70,7 @@ class Machines:
         self._helper = helper
         self._machines: dict[str, Machine] = {}
         self._abandoned: dict[str, asyncio.TimerHandle] = {}
-        self.engine = Engine(services, tasks, helper, self.vmm_ended)
+        self.engine = Engine(services, helper.watchers, helper, self.vmm_ended)
 
     # -- finding ---------------------------------------------------------------------------
 
@@ -98,7 +106,7 @@ class Machines:
         """The configured default."""
         return str(self._helper.config.get("image.default"))
 
-    async def list(self) -> list[MachineInfo]:
+    async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""
         machines = self.all()
         return await self._services.executors.in_files(lambda: [m.info() for m in machines])
@@ -236,12 +244,25 @@ class Machines:
             if isinstance(result, BaseException):
                 log.error("machine %s did not stop: %s", name, result)
 
-    async def vmm_ended(self, machine: Machine, reason: str | None) -> None:
+    async def vmm_ended(self, machine: Machine, ended: VmmExit) -> None:
         """The engine tells that a machine's VMM has ended by itself or as asked."""
-        if machine.status in {"running", "stopping", "starting"}:
-            await machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
-        if machine.row.ephemeral and not machine.lock.locked():
-            await self.discard(machine)
+        rebooting = (
+            ended.cause == "reboot" and machine.status == "running" and machine.kill_reason is None
+        )
+        await machine.move(
+            "vmm-exited",
+            reason=machine.kill_reason or ended.reason,
+            vmm_pid=None,
+            vmm_start_time=None,
+        )
+        if machine.row.ephemeral:
+            if not machine.lock.locked():
+                await self.discard(machine)
+        elif rebooting:
+            try:
+                await self.start(machine.name)
+            except VmgrError as error:
+                log.warning("machine %s did not come back from a reboot: %s", machine.name, error)
 
     # -- using ------------------------------------------------------------------------------
 
@@ -308,7 +329,9 @@ class Machines:
         rows = await self._services.executors.in_store(self._services.store.machines)
         for row in rows:
             self._machines[row.name] = Machine(self._services, row)
-        await reconcile(self._services, self.all(), self.engine, self._forget, self._tasks)
+        await reconcile(
+            self._services, self.all(), self.engine, self._forget, self._helper.watchers
+        )
         for machine in self.all():
             if machine.row.ephemeral:
                 self._abandon(machine)

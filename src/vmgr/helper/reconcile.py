@@ -111,12 +111,12 @@ async def _end(pid: int | None) -> None:
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
-    gone = loop.create_future()
-    loop.add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+    gone = asyncio.Event()
+    loop.add_reader(pidfd, gone.set)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         async with asyncio.timeout(10):
-            await gone
+            await gone.wait()
     except (ProcessLookupError, TimeoutError) as error:
         log.warning("VMM %d: %r", pid, error)
     finally:

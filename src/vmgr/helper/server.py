@@ -121,7 +121,8 @@ def _answer(body: Any, status: int = 200) -> web.Response:
 def _guard(endpoints: Endpoints) -> Any:
     @web.middleware
     async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
-        connection = request.transport and request.transport.get_extra_info("socket")
+        transport = request.transport
+        connection = None if transport is None else transport.get_extra_info("socket")
         if connection is None or peer_uid(connection) != os.getuid():
             return web.Response(status=403)
         try:

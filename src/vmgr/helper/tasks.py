@@ -22,7 +22,7 @@ class Tasks:
         on_error: told of the exception that ended a task.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, on_error: Callable[[BaseException], object]) -> None:
         self._on_error = on_error
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -1,0 +1,238 @@
+"""Fixtures for tests that drive the real thing: a home, the CLI, the helper, machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# Images and the kernel bundle are built once and shared; machines and databases never are.
+SHARED = Path(os.environ.get("VMGR_TEST_HOME") or CHECKOUT / ".dev" / f"test-home-{os.getuid()}")
+COMMAND_DEADLINE = 180.0
+SMALL = ("--memory", "256M", "--cpus", "1")
+
+
+@dataclass
+class Home:
+    """One user's vmgr, apart from all others: state, configuration and runtime of its own."""
+
+    root: Path
+    data: Path
+    cache: Path
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("home", "state", "config", "run"):
+            (self.root / name).mkdir(mode=0o700)
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root / "home"),
+            "LANG": "C.UTF-8",
+            "TERM": "xterm-256color",
+            "XDG_STATE_HOME": str(self.root / "state"),
+            "XDG_CONFIG_HOME": str(self.root / "config"),
+            "XDG_RUNTIME_DIR": str(self.root / "run"),
+            "XDG_DATA_HOME": str(self.data),
+            "XDG_CACHE_HOME": str(self.cache),
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name.lower().endswith("_proxy") or "CERT" in name or "SSL" in name
+            },
+        }
+
+    # -- the CLI -------------------------------------------------------------------------------
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a vmgr call."""
+        return [sys.executable, "-m", "vmgr.cli", *arguments]
+
+    def vmgr(
+        self,
+        *arguments: str,
+        check: bool = True,
+        stdin: bytes | None = None,
+        deadline: float = COMMAND_DEADLINE,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the CLI to its end; with `check`, it must succeed."""
+        done = subprocess.run(
+            self.command(*arguments),
+            input=b"" if stdin is None else stdin,
+            capture_output=True,
+            timeout=deadline,
+            env=self.environment,
+            cwd=self.root,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(
+                f"vmgr {' '.join(arguments)} exited with {done.returncode}:\n"
+                f"{done.stdout.decode(errors='replace')}{done.stderr.decode(errors='replace')}"
+                f"\n{self.logs()}"
+            )
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        """What the CLI prints with --json."""
+        return json.loads(self.vmgr(*arguments, "--json").stdout)
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start the CLI and go on."""
+        options = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
+        return subprocess.Popen(
+            self.command(*arguments), env=self.environment, cwd=self.root, **options
+        )
+
+    # -- the helper ----------------------------------------------------------------------------
+
+    def helper_pid(self) -> int:
+        """The helper's process; it is started when there is none."""
+        return int(self.json("helper", "status")["pid"])
+
+    def kill_helper(self) -> int:
+        """SIGKILL the helper and wait until it is gone; gives the pid it had."""
+        pid = self.helper_pid()
+        kill_and_wait(pid)
+        return pid
+
+    def logs(self) -> str:
+        """The end of the helper's log."""
+        path = self.root / "state/vmgr/helper.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else "(no helper log)"
+
+    # -- what is left ----------------------------------------------------------------------------
+
+    def machine_directories(self) -> list[Path]:
+        """Directories of machines, state and runtime."""
+        found: list[Path] = []
+        for where in ("state/vmgr/machines", "run/vmgr/machines"):
+            directory = self.root / where
+            if directory.is_dir():
+                found += sorted(directory.iterdir())
+        return found
+
+    def processes(self, name: str = "") -> list[int]:
+        """Live processes of this home whose command line holds `name`: helpers, VMMs, builders."""
+        marker = os.fsencode(self.root)
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
+                if name.encode() in command and marker in command + environment:
+                    found.append(int(entry.name))
+        return found
+
+    def vmms(self) -> list[int]:
+        """Live VMMs of this home."""
+        return self.processes("qemu-system")
+
+    def close(self) -> None:
+        """End everything; by pid, and only what belongs to this home."""
+        for pid in [*self.processes("vmgr.helper"), *self.processes()]:
+            kill_and_wait(pid)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def kill_and_wait(pid: int, number: int = signal.SIGKILL, deadline: float = 30.0) -> None:
+    """Signal a process that need not be our child, and wait until it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+        assert select.select([pidfd], [], [], deadline)[0], f"process {pid} does not end"
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def short_directory() -> Path:
+    """A directory with a short path: sockets' addresses hold 107 bytes."""
+    return Path(tempfile.mkdtemp(prefix="vmgr-t-", dir="/tmp"))
+
+
+@pytest.fixture(scope="session")
+def shared_images() -> tuple[Path, Path]:
+    """Data and cache directories with both images and a kernel bundle; built when missing."""
+    data, cache = SHARED / "data", SHARED / "cache"
+    for directory in (SHARED, data, cache):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    builder = Home(short_directory(), data, cache)
+    try:
+        for recipe in ("debian", "debian-minimal"):
+            builder.vmgr("image", "build", recipe, deadline=900)
+    finally:
+        builder.close()
+    return data, cache
+
+
+@pytest.fixture
+def bare_home() -> Iterator[Home]:
+    """A home in which nothing has happened yet, without images."""
+    root = short_directory()
+    for name in ("data", "cache"):
+        (root / name).mkdir(mode=0o700)
+    home = Home(root, root / "data", root / "cache")
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def home(shared_images: tuple[Path, Path], request: pytest.FixtureRequest) -> Iterator[Home]:
+    """A home with images; its machines are ended afterwards, and nothing else may be left."""
+    home = Home(short_directory(), *shared_images)
+    yield home
+    if getattr(request.node, "failed", False):
+        sys.stderr.write(home.logs())
+    home.close()
+
+
+@pytest.fixture(scope="module")
+def module_home(shared_images: tuple[Path, Path]) -> Iterator[Home]:
+    """The same for a whole module, where starting machines again would take long."""
+    home = Home(short_directory(), *shared_images)
+    yield home
+    home.close()
+
+
+@pytest.fixture(scope="module")
+def machine(module_home: Home) -> str:
+    """A running machine with systemd, for tests that only use it."""
+    name = f"m{secrets.token_hex(3)}"
+    module_home.vmgr("create", name, "--image", "debian")
+    module_home.vmgr("start", name)
+    return name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    if report.failed:
+        item.failed = True  # type: ignore[attr-defined]
+    return report

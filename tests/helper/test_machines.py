@@ -1,0 +1,205 @@
+"""Machines through the CLI: their life, their listings, and what wrong requests are told."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Home
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.mark.parametrize("image", ["debian", "debian-minimal"])
+def test_a_whole_life(home: Home, image: str) -> None:
+    home.vmgr("create", "web", "--image", image, "--memory", "384M", "--disk", "80G")
+    assert home.json("ls")[0]["status"] == "stopped"
+    home.vmgr("start", "web")
+    info = home.json("info", "web")
+    assert info["status"] == "running"
+    assert info["init"] == ("agent" if image == "debian-minimal" else info["init"])
+    (vmm,) = home.vmms()
+    assert info["vmm"]["pid"] == vmm
+    # What was asked for is what the machine has.
+    size = home.vmgr("exec", "web", "--", "sh", "-c", "df -B1 --output=size / | tail -1")
+    assert 0.9 * (80 << 30) < int(size.stdout) <= 80 << 30
+    memory = home.vmgr("exec", "web", "--", "grep", "MemTotal", "/proc/meminfo").stdout.split()[1]
+    assert 300 << 10 < int(memory) <= 384 << 10
+    assert home.vmgr("exec", "web", "--", "hostname").stdout == b"web\n"
+    home.vmgr("exec", "web", "--", "sh", "-c", "echo kept > /root/file")
+
+    home.vmgr("stop", "web")
+    assert home.json("info", "web")["status"] == "stopped"
+    assert home.vmms() == []
+    home.vmgr("start", "web")
+    assert home.vmgr("exec", "web", "--", "cat", "/root/file").stdout == b"kept\n"
+    before = home.json("info", "web")["boot_id"]
+    home.vmgr("restart", "web")
+    assert home.json("info", "web")["boot_id"] != before
+
+    refused = home.vmgr("rm", "web", check=False)
+    assert refused.returncode == 1
+    assert b"machine web is running, so it cannot be removed" in refused.stderr
+    assert b"vmgr rm -f web" in refused.stderr
+    home.vmgr("rm", "-f", "web")
+    assert home.json("ls") == []
+    assert home.machine_directories() == []
+    assert home.vmms() == []
+
+
+def test_an_orderly_stop_runs_the_inits_shutdown(home: Home) -> None:
+    home.vmgr("create", "sys", "--image", "debian")
+    home.vmgr("start", "sys")
+    unit = (
+        "[Unit]\nDefaultDependencies=no\nBefore=shutdown.target\nConflicts=shutdown.target\n"
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+        "ExecStop=/bin/sh -c 'echo yes > /root/stopped; sync'\n"
+    )
+    home.vmgr(
+        "exec", "-i", "sys", "--", "sh", "-c",
+        "cat > /etc/systemd/system/mark.service; systemctl daemon-reload; systemctl start mark",
+        stdin=unit.encode(),
+    )  # fmt: skip
+    (report,) = home.json("stop", "sys")
+    assert report["method"] == "agent"
+    home.vmgr("start", "sys")
+    assert home.vmgr("exec", "sys", "--", "cat", "/root/stopped").stdout == b"yes\n"
+
+
+def test_power_off_and_reboot_from_inside(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("start", "m")
+    boot = home.json("info", "m")["boot_id"]
+    events = home.start("events", "--json")
+    home.vmgr("exec", "m", "--", "sh", "-c", "echo b > /proc/sysrq-trigger", check=False)
+    wait_for_status(events, "running")
+    assert home.json("info", "m")["boot_id"] != boot
+    home.vmgr("exec", "m", "--", "sh", "-c", "echo o > /proc/sysrq-trigger", check=False)
+    wait_for_status(events, "stopped")
+    events.kill()
+    events.communicate()
+    info = home.json("info", "m")
+    assert info["status"] == "stopped"
+    assert info["status_reason"] == "the machine powered itself off"
+
+
+def wait_for_status(events: object, status: str) -> None:
+    for line in events.stdout:  # type: ignore[attr-defined]
+        event = json.loads(line)
+        if event["kind"] == "machine.status" and event["data"]["after"] == status:
+            return
+    pytest.fail(f"no event said {status}")
+
+
+def test_kill_ends_it_at_once(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("start", "m")
+    home.vmgr("kill", "m")
+    assert home.vmms() == []
+    assert home.json("info", "m")["status_reason"] == "killed by vmgr kill"
+    again = home.vmgr("kill", "m", check=False)
+    assert again.returncode == 1
+    assert b"machine m is stopped, so it cannot be killed" in again.stderr
+
+
+def test_starting_and_stopping_twice_is_no_error(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("stop", "m")
+    home.vmgr("start", "m")
+    home.vmgr("start", "m")
+    assert len(home.vmms()) == 1
+
+
+def test_two_starts_at_once_are_one(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal")
+    both = [home.start("start", "m") for _ in range(2)]
+    for starting in both:
+        _, errors = starting.communicate(timeout=120)
+        assert starting.returncode == 0, errors
+    assert len(home.vmms()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["create", "Web"], "'Web' cannot be a machine's name"),
+        (["create", "a b"], "'a b' cannot be a machine's name"),
+        (["create", "-"], "cannot be a machine's name"),
+        (["create", "x" * 64], "cannot be a machine's name"),
+        (["create", "../../etc"], "cannot be a machine's name"),
+        (["create", ""], "cannot be a machine's name"),
+        (["start", "caf\u00e9"], "cannot be a machine's name"),
+        (["create", "m", "--memory", "plenty"], "'plenty' is not a size"),
+        (["create", "m", "--memory", "1000T"], "does not fit this host"),
+        (["create", "m", "--cpus", "0"], "cpus"),
+        (["create", "m", "--cpus", "200"], "too much for this host's"),
+        (["create", "m", "--image", "../x"], "is not an image's name"),
+        (["frobnicate"], 'there is no verb "frobnicate"'),
+        (["exec", "m"], "command"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_2(home: Home, arguments: list[str], sentence: str) -> None:
+    done = home.vmgr(*arguments, check=False)
+    errors = done.stderr.decode()
+    assert done.returncode == 2, errors
+    assert sentence in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) <= 2
+    assert home.json("ls") == []
+
+
+def test_what_is_not_there_is_said(home: Home) -> None:
+    for arguments, sentence in (
+        (["start", "ghost"], "there is no machine named ghost"),
+        (["info", "ghost"], "there is no machine named ghost"),
+        (["rm", "ghost"], "there is no machine named ghost"),
+        (["create", "m", "--image", "ghost"], "there is no image named ghost"),
+    ):
+        done = home.vmgr(*arguments, check=False)
+        assert done.returncode == 1, done.stderr
+        assert sentence in done.stderr.decode()
+    for arguments in (["exec", "ghost", "--", "true"], ["run", "ghost", "--", "true"]):
+        assert home.vmgr(*arguments, check=False).returncode == 125
+    home.vmgr("create", "m", "--image", "debian-minimal")
+    taken = home.vmgr("create", "m", check=False)
+    assert taken.returncode == 1
+    assert b"there is a machine named m already" in taken.stderr
+    stopped = home.vmgr("exec", "m", "--", "true", check=False)
+    assert stopped.returncode == 125
+    assert b"machine m is stopped, so it cannot run commands" in stopped.stderr
+    assert b"vmgr start m" in stopped.stderr
+
+
+def test_a_machine_without_a_name_gets_one(home: Home) -> None:
+    home.vmgr("create", "--image", "debian-minimal")
+    (machine,) = home.json("ls")
+    assert "-" in machine["name"]
+
+
+def test_disk_of_a_machine_is_sparse_and_counted(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal", "--disk", "2T")
+    info = home.json("info", "m")
+    assert info["disk_bytes"] == 2 << 40
+    assert info["disk_used_bytes"] < 16 << 20
+
+
+def test_many_names_are_reported_each(home: Home) -> None:
+    home.vmgr("create", "a", "--image", "debian-minimal")
+    done = home.vmgr("rm", "a", "ghost", check=False)
+    assert done.returncode == 1
+    assert b"ghost" in done.stderr
+    assert home.json("ls") == []
+
+
+def test_no_machine_survives_its_test(home: Home) -> None:
+    name = f"m{secrets.token_hex(2)}"
+    home.vmgr("create", name, "--image", "debian-minimal")
+    home.vmgr("start", name)
+    pid = home.vmms()[0]
+    home.close()
+    assert not Path(f"/proc/{pid}").exists()
