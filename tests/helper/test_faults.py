@@ -1,0 +1,278 @@
+"""What goes wrong on a host: each fault has its sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import SMALL, kill_and_wait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Home
+
+pytestmark = pytest.mark.vm
+
+
+def nothing_left(home: Home) -> None:
+    """No machine, no directory, no VMM; the helper answers."""
+    assert home.json("ls") == []
+    assert home.machine_directories() == []
+    assert home.vmms() == []
+
+
+def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
+    text = done.stderr.decode()
+    assert "Traceback" not in text
+    return text
+
+
+# -- run: what it passes on ------------------------------------------------------------------------
+
+
+def test_run_passes_output_and_exit_code(home: Home) -> None:
+    done = home.vmgr(
+        "run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo out; echo err >&2; exit 41",
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (41, b"out\n")
+    assert done.stderr.endswith(b"err\n")
+    nothing_left(home)
+
+
+def test_run_takes_stdin(home: Home) -> None:
+    done = home.vmgr(
+        "run", "-i", *SMALL, "debian-minimal", "--", "sha256sum", stdin=b"x" * 3_000_000
+    )
+    expected = subprocess.run(
+        ["sha256sum"], input=b"x" * 3_000_000, capture_output=True, check=True
+    )
+    assert done.stdout == expected.stdout
+    nothing_left(home)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(["nosuchcommand"], 127), (["/etc/passwd"], 126), (["sh", "-c", "kill -9 $$"], 137)],
+)
+def test_run_fails_like_podman(home: Home, command: list[str], code: int) -> None:
+    done = home.vmgr("run", *SMALL, "debian-minimal", "--", *command, check=False)
+    assert done.returncode == code, sentence(done)
+    nothing_left(home)
+
+
+# -- Ctrl-C ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause", [0.02, 0.15, 0.4, 0.8, 1.5, 2.2])
+def test_interrupting_run_at_any_stage_leaves_nothing(home: Home, pause: float) -> None:
+    client = home.start(
+        "run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo begun; exec sleep 1000",
+        start_new_session=True,
+    )  # fmt: skip
+    time.sleep(pause)  # which stage it hits is left to chance on purpose
+    os.killpg(client.pid, signal.SIGINT)
+    _, errors = client.communicate(timeout=60)
+    assert client.returncode == 130, errors
+    assert b"Traceback" not in errors
+    wait_until_empty(home)
+    nothing_left(home)
+
+
+def test_killing_the_client_of_run_leaves_nothing(home: Home) -> None:
+    client = home.start("run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo begun; sleep 1000")
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"begun\n"
+    client.kill()
+    client.communicate()
+    wait_until_empty(home)
+    nothing_left(home)
+
+
+def wait_until_empty(home: Home) -> None:
+    """Ask until the removal is done that the helper finishes after its client has gone."""
+    deadline = time.monotonic() + 30
+    while home.json("ls"):
+        assert time.monotonic() < deadline, home.logs()
+
+
+# -- the host --------------------------------------------------------------------------------------
+
+
+def test_memory_above_the_hosts(home: Home) -> None:
+    done = home.vmgr("run", "--memory", "900G", "debian-minimal", "--", "true", check=False)
+    assert done.returncode in {2, 125}
+    assert "does not fit this host's" in sentence(done)
+    nothing_left(home)
+
+
+def test_memory_that_is_not_free(home: Home) -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    done = home.vmgr("run", "--memory", str(total), "debian-minimal", "--", "true", check=False)
+    assert done.returncode == 125
+    assert "of memory, but the host has only" in sentence(done)
+    nothing_left(home)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "is not an executable file"),
+        ("echo 'QEMU emulator version 5.2.0'", "is QEMU 5.2.0, which is too old"),
+        ("echo hello", "does not say that it is QEMU"),
+        ("exit 3", "does not run"),
+    ],
+)
+def test_qemu_missing_or_too_old(
+    home: Home, tmp_path: Path, script: str | None, message: str
+) -> None:
+    program = tmp_path / "qemu"
+    if script is not None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    home.vmgr("config", "set", "qemu.path", str(program))
+    done = home.vmgr("run", *SMALL, "debian-minimal", "--", "true", check=False)
+    assert done.returncode == 125
+    assert message in sentence(done)
+    assert "Try: " in sentence(done)
+    nothing_left(home)
+    home.vmgr("config", "unset", "qemu.path")
+    assert home.vmgr("run", *SMALL, "debian-minimal", "--", "true").returncode == 0
+
+
+def test_a_damaged_disk(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
+    (disk,) = (home.root / "state/vmgr/machines").glob("*/disk.qcow2")
+    disk.write_bytes(b"")
+    done = home.vmgr("start", "m", check=False)
+    assert done.returncode == 1
+    assert "the disk of machine m cannot be written or is empty" in sentence(done)
+    assert home.vmms() == []
+    assert home.json("info", "m")["status"] == "stopped"
+    disk.unlink()
+    assert "the disk of machine m is missing" in sentence(home.vmgr("start", "m", check=False))
+    home.vmgr("rm", "m")
+    nothing_left(home)
+
+
+def test_a_guest_that_never_says_hello(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
+    home.vmgr("config", "set", "boot.timeout", "0.7")
+    done = home.vmgr("start", "m", check=False)
+    assert done.returncode == 1
+    assert "machine m was not ready after 0.7 s" in sentence(done)
+    assert home.vmms() == []
+    info = home.json("info", "m")
+    assert info["status"] == "stopped"
+    assert "not ready after" in info["status_reason"]
+    home.vmgr("config", "unset", "boot.timeout")
+    home.vmgr("start", "m")
+
+
+def test_a_guest_that_dies_in_the_middle_of_a_command(home: Home) -> None:
+    done = home.vmgr(
+        "run", *SMALL, "debian-minimal", "--",
+        "sh", "-c", "echo begun; echo c > /proc/sysrq-trigger; sleep 100", check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stdout == b"begun\n"
+    assert "lost the agent of" in sentence(done)
+    wait_until_empty(home)
+    nothing_left(home)
+
+
+def test_a_panic_is_told(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
+    home.vmgr("start", "m")
+    home.vmgr("exec", "m", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", check=False)
+    while (info := home.json("info", "m"))["status"] != "stopped":
+        pass
+    assert info["status_reason"].startswith("the machine's kernel panicked")
+    assert b"Kernel panic" in home.vmgr("logs", "m").stdout
+
+
+def test_no_space_left(home: Home) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    home.helper_pid()
+    machines = home.root / "state/vmgr/machines"
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", machines], check=True
+    )
+    try:
+        done = home.vmgr("run", *SMALL, "debian-minimal", "--", "true", check=False)
+        assert done.returncode == 125
+        assert "no space" in sentence(done).lower()
+        assert list(machines.iterdir()) == []
+    finally:
+        subprocess.run(["umount", machines], check=True)
+    nothing_left(home)
+
+
+# -- vmgr's own files --------------------------------------------------------------------------------
+
+
+def test_a_newer_database(home: Home) -> None:
+    home.kill_helper()
+    database = home.root / "state/vmgr/vmgr.db"
+    with sqlite3.connect(database) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    done = home.vmgr("ls", check=False)
+    assert done.returncode == 1
+    assert f"the state database {database} is of a newer vmgr (schema 99" in sentence(done)
+    assert home.processes("vmgr.helper") == []
+
+
+def test_a_damaged_database_is_rebuilt_with_running_machines(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
+    home.vmgr("start", "m")
+    home.kill_helper()
+    for file in (home.root / "state/vmgr").glob("vmgr.db*"):
+        file.write_bytes(b"nothing that SQLite would know " * 300)
+    done = home.vmgr("exec", "m", "--", "echo", "still here")
+    assert done.stdout == b"still here\n"
+    assert b"the state database was damaged and has been rebuilt: 1 machines found" in done.stderr
+    assert b"damaged" not in home.vmgr("ls").stderr
+    assert home.json("image", "ls")[0]["names"]
+
+
+def test_a_socket_of_another_user(home: Home) -> None:
+    if os.getuid() != 0:
+        pytest.skip("giving a directory away takes root")
+    runtime = home.root / "run/vmgr"
+    home.kill_helper()
+    os.chown(runtime, 65534, 65534)
+    try:
+        done = home.vmgr("ls", check=False)
+        assert done.returncode == 1
+        assert "belongs to another user" in sentence(done)
+        assert home.processes("vmgr.helper") == []
+    finally:
+        os.chown(runtime, 0, 0)
+    assert home.json("ls") == []
+
+
+def test_a_config_file_with_a_mistake(home: Home) -> None:
+    home.vmgr("config", "set", "machine.cpus", "1")
+    file = home.root / "config/vmgr/config.toml"
+    file.write_text(file.read_text() + "\n[broken\n")
+    done = home.vmgr("ls", check=False)
+    assert "Traceback" not in done.stderr.decode()
+    done = home.vmgr("config", "ls", check=False)
+    assert done.returncode == 1
+    assert "config.toml" in sentence(done)
+
+
+def test_the_helper_that_crashes_tells_once(home: Home) -> None:
+    pid = home.helper_pid()
+    # A database that goes away under a running helper is something nobody expects.
+    os.kill(pid, signal.SIGSEGV)
+    kill_and_wait(pid)
+    assert home.helper_pid() != pid
