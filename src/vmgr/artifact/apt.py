@@ -1,8 +1,8 @@
 """The host's apt, with a private state: no root needed, and nothing of the host's is changed.
 
 It reads the host's configuration (proxies, certificates, authentication) but keeps lists and
-downloads under `Paths.apt`, takes no part in the host's package database and runs none of the host's
-hooks. So it also works where /var/lib/apt/lists is empty, as on a bare machine.
+downloads under `Paths.apt`, takes no part in the host's package database and runs none of the
+host's hooks. So it also works where /var/lib/apt/lists is empty, as on a bare machine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.artifact.faults import failed
-from vmgr.artifact.sparse import allocated_bytes
 from vmgr.artifact.sources import Source, debian_sources, read_sources
+from vmgr.artifact.sparse import allocated_bytes
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import NotFoundError, UnsupportedError
 from vmgr.paths import ensure_private_directory
@@ -36,7 +36,9 @@ _IMPORT: Final = "import a root file system tarball with `vmgr image import` ins
 _UPDATE_DEADLINE: Final = 300.0
 _DOWNLOAD_DEADLINE: Final = 1_800.0
 _QUERY_DEADLINE: Final = 60.0
-_FRESH: Final = 3_600.0  # seconds for which fetched lists are good: mirrors change a few times a day
+_FRESH: Final = (
+    3_600.0  # seconds for which fetched lists are good: mirrors change a few times a day
+)
 _APT_DIRECTORY: Final = Path("/etc/apt")
 _OS_RELEASE: Final = Path("/etc/os-release")
 _ARCHITECTURES: Final = {"x86_64": "amd64"}
@@ -135,9 +137,7 @@ class Apt:
     async def _packages(self, pattern: str) -> list[Package]:
         # `pkgnames` also gives names that are only depended on: `show` knows nothing of those.
         names = [
-            name
-            for name in (await self._query("pkgnames")).split()
-            if re.fullmatch(pattern, name)
+            name for name in (await self._query("pkgnames")).split() if re.fullmatch(pattern, name)
         ]
         if not names:
             return []
@@ -266,7 +266,9 @@ class Apt:
                 found.update({(site, suite), (f"{site}/", suite)})
         return found
 
-    async def _apt_get(self, *arguments: str, deadline: float, cwd: Path | None = None) -> Completed:
+    async def _apt_get(
+        self, *arguments: str, deadline: float, cwd: Path | None = None
+    ) -> Completed:
         try:
             return await run(
                 ["apt-get", "-q", "-c", self._root / "apt.conf", *arguments],

@@ -2,8 +2,8 @@
 
 Settled by measurement, see docs/decisions/0002-disks-and-kernel-bundles.md:
 
-- The base file system has the *default* disk size at once (sparse), so nothing has to grow at the
-  first boot. Other sizes are made by `resize2fs` of a sparse copy on the host, which is quick there.
+- The base file system has the *default* disk size at once (sparse), so nothing has to grow at
+  the first boot. Other sizes are made by `resize2fs` of a sparse copy on the host, quickly.
 - Inode tables are declared zeroed: a sparse file is. Otherwise the guest's kernel would write
   gigabytes of zeros into each machine's disk in the background (`noinit_itable` in the superblock
   says the same for the groups that a later growth adds).
@@ -46,10 +46,9 @@ _SLACK: Final = 32 << 20
 
 # In one shell so that fakeroot, which forgets at its end, sees both.
 _FILL: Final = (
-    'tar --extract --numeric-owner --same-owner --preserve-permissions --delay-directory-restore'
-    " --xattrs --xattrs-include=security.capability --directory \"$1\" && shift &&"
-    ' exec mke2fs "$@"'
-)  # fmt: skip
+    "tar --extract --numeric-owner --same-owner --preserve-permissions --delay-directory-restore"
+    ' --xattrs --xattrs-include=security.capability --directory "$1" && shift && exec mke2fs "$@"'
+)
 
 
 def _environment() -> dict[str, str]:
@@ -69,7 +68,13 @@ def _options(directory: Path, target: Path, features: str, extra: Sequence[str])
 
 
 async def make_root(
-    tar: int, tree: Path, target: Path, size_bytes: int, privilege: Privilege, executor: Executor
+    tar: int,
+    tree: Path,
+    target: Path,
+    size_bytes: int,
+    *,
+    privilege: Privilege,
+    executor: Executor,
 ) -> None:
     """Make a root file system from a tar stream.
 

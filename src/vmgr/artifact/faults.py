@@ -8,10 +8,11 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import ResourceError, VmgrError
-from vmgr.spawner import ProcessFailedError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmgr.spawner import ProcessFailedError
 
 __all__ = ["failed", "free_bytes", "human_size", "no_space", "require_space"]
 
@@ -55,7 +56,7 @@ def no_space(directory: Path, needed: int | None = None) -> ResourceError:
 
 
 def require_space(directory: Path, needed: int) -> None:
-    """Raise ResourceError unless about `needed` bytes are free in the file system of `directory`."""
+    """Raise ResourceError unless about `needed` bytes are free where `directory` is."""
     if free_bytes(directory) < needed:
         raise no_space(directory, needed)
 

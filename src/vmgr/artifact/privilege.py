@@ -7,7 +7,7 @@ Files in an image belong to root and to system users. There are three ways to la
 - **subids**: an ordinary user with a range in /etc/subuid and /etc/subgid and the setuid helpers of
   the package uidmap. In a user namespace where the user is root and the range gives the other ids,
   everything is real.
-- **fakeroot**: neither; owners are remembered by fakeroot and written to the file system image by it.
+- **fakeroot**: neither; fakeroot remembers the owners and mke2fs, run by it, writes them down.
 
 Which one works is tried, not guessed: sysctls, LSMs and containers all have a say.
 """
@@ -49,16 +49,21 @@ class Privilege:
     """A way to run build commands as root, or nearly."""
 
     kind: PrivilegeKind
-    prefix: tuple[str, ...]
-    """What goes before the command; the command sees itself as uid 0."""
+    namespaces: tuple[str, ...]
+    """The command that sets up the namespaces; empty where there are to be none."""
     ids: int
     """User and group ids from 0 up to this can be given to files."""
     reason: str
     """Why no better one is used; empty for the best."""
 
     def wrap(self, argv: Sequence[str | Path]) -> list[str]:
-        """The command line that runs `argv` with these powers."""
-        return [*self.prefix, *(os.fspath(a) for a in argv)]
+        """The command line that runs `argv` seeing itself as uid 0."""
+        fakeroot = ("fakeroot", "--") if self.kind is PrivilegeKind.FAKEROOT else ()
+        return [*self.namespaces, *fakeroot, *(os.fspath(a) for a in argv)]
+
+    def isolate(self, argv: Sequence[str | Path]) -> list[str]:
+        """The same for a command that brings its own fakeroot."""
+        return [*self.namespaces, *(os.fspath(a) for a in argv)]
 
 
 async def find_privilege() -> Privilege:
@@ -68,9 +73,9 @@ async def find_privilege() -> Privilege:
         UnsupportedError: none works; the next step says which package helps.
     """
     if os.geteuid() == 0:
-        alone = ("unshare", "--mount", *_ALONE, "--")
+        alone: tuple[str, ...] = ("unshare", "--mount", *_ALONE, "--")
         failure = await _attempt([*alone, "true"])
-        prefix = () if isinstance(failure, str) else alone
+        prefix = alone if failure is None else ()
         return Privilege(PrivilegeKind.ROOT, prefix, _ALL_IDS, failure or "")
     namespace = (
         "unshare", "--user", "--map-root-user", "--map-auto", "--mount", *_ALONE, "--",
@@ -90,7 +95,7 @@ async def find_privilege() -> Privilege:
     alone = ("unshare", "--user", "--map-current-user", *_ALONE, "--")
     if await _attempt([*alone, "true"]) is not None:
         alone = ()
-    return Privilege(PrivilegeKind.FAKEROOT, (*alone, "fakeroot", "--"), _ALL_IDS, reason)
+    return Privilege(PrivilegeKind.FAKEROOT, alone, _ALL_IDS, reason)
 
 
 async def _attempt(argv: list[str], counts: list[int] | None = None) -> str | None:

@@ -135,7 +135,8 @@ def debian_sources(sources: Iterable[Source], codename: str) -> list[Source]:
     """Those that may be Debian's own for the release `codename`, cut down to its suites.
 
     Only names are looked at here: the release itself, its updates and its security suite (not
-    backports). Whether it is really Debian's shows in the signed Release file, see `vmgr.artifact.apt`.
+    backports). Whether it is really Debian's is told by the signed Release file,
+    see `vmgr.artifact.apt`.
     """
     bases = (codename, "stable", "oldstable", "testing", "unstable")
     wanted = {base + suffix for base in bases for suffix in ("", "-updates", "-security")}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-__all__ = ["discard", "publish", "remove_residue", "remove_tree", "settle", "staging"]
+__all__ = ["discard", "publish", "remove_residue", "remove_tree", "residue", "settle", "staging"]
 
 _PREFIX: Final = ".new-"
 _log = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ async def settle(work: Coroutine[Any, Any, None]) -> None:
 
 async def _finish(path: Path, lock: int, privilege: Privilege | None) -> None:
     try:
-        if path.exists():
-            await remove_tree(path, privilege)
+        await remove_tree(path, privilege)
     finally:
         os.close(lock)
 
@@ -122,20 +121,33 @@ def publish(source: Path, target: Path) -> bool:
 
 async def discard(path: Path) -> None:
     """Remove an artifact: its name goes first and at once, so no half of it is ever seen."""
-    gone, lock = _make(path.parent)
+    gone, lock = _set_aside(path)
     try:
-        path.rename(gone / "gone")
         await remove_tree(gone, None)
     finally:
         os.close(lock)
 
 
+def _set_aside(path: Path) -> tuple[Path, int]:
+    gone, lock = _make(path.parent)
+    try:
+        path.rename(gone / "gone")
+    except OSError:
+        gone.rmdir()
+        os.close(lock)
+        raise
+    return gone, lock
+
+
+def residue(parent: Path) -> list[Path]:
+    """Staging directories in `parent`, of dead makers and of living ones."""
+    return sorted(parent.glob(f"{_PREFIX}*"))
+
+
 async def remove_residue(parent: Path, privilege: Privilege | None = None) -> list[str]:
     """Remove what dead makers left in `parent`; gives the names."""
     removed: list[str] = []
-    if not parent.is_dir():
-        return removed
-    for path in sorted(parent.glob(f"{_PREFIX}*")):
+    for path in residue(parent):
         if (lock := _lock(path)) is None:
             continue
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,9 +24,9 @@ __all__ = ["SPACE_NEEDED", "StepReader", "bootstrap"]
 
 SPACE_NEEDED: Final = 1 << 30
 """Bytes that a build takes at its peak, roughly: the tree, the tar and the image at once."""
+_LEFT_OUT: Final = ("doc", "info", "locale", "man")
 _DEADLINE: Final = 3_600.0
 _HOOKS: Final = Path("/usr/share/mmdebstrap/hooks/merged-usr")
-_DOWNLOAD: Final = re.compile(r"^Get:\d+ \S+ \S+ \S+ (?:\S+ )?(?P<name>[a-z0-9][a-z0-9.+-]+) ")
 
 # What mmdebstrap (1.3) says, what it means to people, and how far the whole is by then.
 _STEPS: Final = (
@@ -63,6 +62,7 @@ async def bootstrap(
     recipe: Recipe,
     sources: Sequence[Source],
     options: Sequence[str],
+    *,
     target: Path,
     work: Path,
     privilege: Privilege,
@@ -98,7 +98,10 @@ async def bootstrap(
         f"--include={','.join(recipe.packages)}",
         # Manuals and translations are most of what a small system weighs; packages that people
         # install later bring theirs (the setting is not kept in the image).
-        *(f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("man", "doc", "locale", "info")),
+        *(
+            f"--dpkgopt=path-exclude=/usr/share/{what}/*"
+            for what in ("man", "doc", "locale", "info")
+        ),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         '--aptopt=Acquire::Languages "none"',
         *(f"--aptopt={line.removesuffix(';')}" for line in options),
@@ -107,13 +110,10 @@ async def bootstrap(
         target,
         listing,
     ]
-    # fakechroot brings its own fakeroot; ours around it would get in its way.
-    prefix = [word for word in privilege.prefix if word != "fakeroot"]
-    if prefix == ["--"]:
-        prefix = []
     try:
         await run(
-            [*prefix, *argv], env=build_environment(TMPDIR=str(work)), cwd=work, umask=0o022,
+            privilege.isolate(argv),  # its fakechroot mode starts fakeroot by itself
+            env=build_environment(TMPDIR=str(work)), cwd=work, umask=0o022,
             deadline=_DEADLINE, on_line=StepReader(progress, 0.9),
         )  # fmt: skip
     except ProcessFailedError as error:

@@ -39,16 +39,8 @@ async def open_tarball(path: Path) -> AsyncIterator[IO[bytes]]:
         NotFoundError: there is no such file.
         UsageError: it is not a regular file or cannot be opened.
     """
-    try:
-        # Non-blocking, so that a FIFO does not keep us; it says nothing about regular files.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UsageError(f"cannot open {path}: {error.strerror}") from error
-    with open(fd, "rb") as file:  # noqa: PTH123 (an fd, not a path)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"{path} is not a regular file")
+    with _open_regular(path) as file:
+        fd = file.fileno()
         head = os.pread(fd, 6, 0)
         if not head:
             raise UsageError(f"{path} is empty")
@@ -59,7 +51,7 @@ async def open_tarball(path: Path) -> AsyncIterator[IO[bytes]]:
             with io.BufferedReader(_Xz(file), _READ) as plain:
                 yield plain
         elif head.startswith(b"\x1f\x8b"):
-            with gzip.GzipFile(fileobj=file) as plain:
+            with io.BufferedReader(gzip.GzipFile(fileobj=file), _READ) as plain:
                 yield plain
         elif head.startswith(b"BZh"):
             with bz2.BZ2File(file) as plain:
@@ -68,11 +60,25 @@ async def open_tarball(path: Path) -> AsyncIterator[IO[bytes]]:
             yield file
 
 
+def _open_regular(path: Path) -> IO[bytes]:
+    try:
+        # Non-blocking, so that a FIFO does not keep us; it says nothing about regular files.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot open {path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is not a regular file")
+    return os.fdopen(fd, "rb")
+
+
 @contextlib.asynccontextmanager
 async def _zstd(fd: int) -> AsyncIterator[IO[bytes]]:
     require("zstd")
     read, write = os.pipe2(os.O_CLOEXEC)
-    with open(read, "rb", buffering=_READ) as plain:  # noqa: PTH123 (an fd, not a path)
+    with os.fdopen(read, "rb", buffering=_READ) as plain:
         try:
             process = await spawn(
                 ["zstd", "--decompress", "--stdout", "--quiet", "--memory=512MB"],
@@ -101,7 +107,9 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         while True:
             if self._decoder.eof:
-                rest = self._decoder.unused_data.lstrip(b"\0") or self._file.read(_READ).lstrip(b"\0")
+                rest = self._decoder.unused_data.lstrip(b"\0") or self._file.read(_READ).lstrip(
+                    b"\0"
+                )
                 if not rest:
                     return 0
                 self._decoder = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)

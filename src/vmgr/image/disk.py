@@ -1,4 +1,8 @@
-"""A machine's disk: a qcow2 file that holds only what differs from its base."""
+"""A machine's disk: a qcow2 file that holds only what differs from its base.
+
+The base is the image's file system or, for another size than the default one, a resized copy of it
+that is kept beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,81 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from vmgr.artifact.faults import failed
+from vmgr.artifact.ext4 import resized_copy
+from vmgr.artifact.faults import failed, human_size
+from vmgr.artifact.staging import staging
 from vmgr.artifact.tools import build_environment, require
+from vmgr.errors import UsageError
+from vmgr.image.model import DEFAULT_DISK_BYTES
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-__all__ = ["create_overlay"]
+    from vmgr.image.model import Image
+
+__all__ = ["create_disk"]
 
 _DEADLINE: Final = 60.0
+_LARGEST: Final = 15 << 40  # a file on ext4 with 4 KiB blocks ends at 16 TiB
 
 
-async def create_overlay(base: Path, path: Path, size_bytes: int, executor: Executor) -> None:
-    """Make the qcow2 file `path` (0600) over the raw file `base`; it appears complete or not at all.
+async def create_disk(image: Image, path: Path, size_bytes: int, executor: Executor) -> None:
+    """Make a machine's disk on an image; it appears complete or not at all.
+
+    Any size that holds the image's content will do. The file system in it has that size at once.
 
     Args:
-        base: absolute; must stay where it is and as it is.
-        path: absolute; what was there is replaced.
-        size_bytes: what the machine sees.
+        image: what is on it; must stay as long as the disk does.
+        path: the new file, absolute; what was there is replaced.
+        size_bytes: what the machine sees; rounded up to a MiB.
+        executor: for file work.
 
     Raises:
+        UsageError: too small for the image.
         ResourceError: no space left.
-        UnsupportedError: qemu-img is missing.
+        UnsupportedError: qemu-img or resize2fs is missing.
     """
+    size_bytes = -(-size_bytes // (1 << 20)) << 20
+    if size_bytes < image.minimum_disk_bytes:
+        raise UsageError(
+            f"a disk of {human_size(size_bytes)} is too small for this image, which needs"
+            f" {human_size(image.minimum_disk_bytes)}",
+            next_step="ask for a larger disk",
+            details={"minimum_bytes": image.minimum_disk_bytes},
+        )
+    if size_bytes > _LARGEST:
+        raise UsageError(
+            f"a disk of {human_size(size_bytes)} is more than ext4 files on hosts can be",
+            next_step=f"ask for at most {human_size(_LARGEST)}",
+        )
+    base = image.disk
+    if size_bytes != DEFAULT_DISK_BYTES:
+        base = await _sized_base(image, size_bytes, executor)
+    await _create_overlay(base, path, size_bytes, executor)
+
+
+async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path:
+    base = image.directory / f"root-{size_bytes}.ext4"
+    loop = asyncio.get_running_loop()
+    if await loop.run_in_executor(executor, base.exists):
+        return base
+    async with staging(image.directory.parent) as stage:
+        made = stage / base.name
+        await resized_copy(image.disk, made, size_bytes, executor)
+
+        def show() -> None:
+            made.chmod(0o400)
+            # Not a rename: a base that someone else made meanwhile may be in use already.
+            with contextlib.suppress(FileExistsError):
+                base.hardlink_to(made)
+
+        await loop.run_in_executor(executor, show)
+    return base
+
+
+async def _create_overlay(base: Path, path: Path, size_bytes: int, executor: Executor) -> None:
     require("qemu-img")
     # Beginning with `/`, neither name can be taken for a protocol or for JSON by qemu-img.
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -1,35 +1,33 @@
 """The directory of images: listing, building, importing, removing, and disks made from them.
 
 `images/HEX/` holds one image: `root.ext4` (the file system, of the default disk size, sparse) and
-`image.json`; besides, `root-BYTES.ext4` for each other disk size that machines have asked for, which
-can be made again at any time. HEX is the image's digest. What names images have is not known here.
+`image.json`; besides, `root-BYTES.ext4` for each other disk size that machines have had; those
+can be made again at any time. HEX is the image's digest. Images' names are not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 import msgspec
 
 from vmgr.artifact.apt import Apt
-from vmgr.artifact.ext4 import make_root, minimum_size, resized_copy
-from vmgr.artifact.faults import failed, human_size, no_space, require_space
+from vmgr.artifact.ext4 import make_root, minimum_size
+from vmgr.artifact.faults import failed, human_size, require_space
 from vmgr.artifact.privilege import Privilege, find_privilege
 from vmgr.artifact.sparse import allocated_bytes, digest_sparse
-from vmgr.artifact.staging import discard, publish, remove_residue, staging
+from vmgr.artifact.staging import discard, publish, remove_residue, residue, staging
 from vmgr.artifact.tools import require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, UsageError, VmgrError
 from vmgr.image.bootstrap import SPACE_NEEDED, bootstrap
 from vmgr.image.compression import DECOMPRESSION_ERRORS, open_tarball
-from vmgr.image.disk import create_overlay
 from vmgr.image.model import (
     DEFAULT_DISK_BYTES,
     DISK_NAME,
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
 
     from vmgr.api.models import ImageImport
     from vmgr.artifact import Progress
+    from vmgr.image.forward import Readable
     from vmgr.paths import Paths
 
 __all__ = ["ImageFiles"]
@@ -57,6 +56,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_CONTENT: Final = DEFAULT_DISK_BYTES * 3 // 4
 _RESERVE: Final = 256 << 20  # kept free on the host while importing
 _BYTES_PER_STEP: Final = 4 << 20
+Names = list[str]  # `list` is a method below
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 _log = logging.getLogger(__name__)
@@ -75,7 +75,6 @@ class ImageFiles:
         self._root = paths.images
         self._executor = executor
         self._apt = Apt(paths)
-        self._sizing = asyncio.Lock()
         self._privilege: Privilege | None = None
 
     async def list(self) -> list[Image]:
@@ -127,7 +126,10 @@ class ImageFiles:
         async with staging(self._root, privilege) as stage:
             work, tar = stage / "work", stage / "root.tar"
             work.mkdir()
-            await bootstrap(plan, sources, options, tar, work, privilege, progress)
+            await bootstrap(
+                plan, sources, options,
+                target=tar, work=work, privilege=privilege, progress=progress,
+            )  # fmt: skip
             progress("Making the file system", 0.92)
             with tar.open("rb") as stream:
                 contents = await self._lay_out(
@@ -136,7 +138,7 @@ class ImageFiles:
                 )  # fmt: skip
             tar.unlink()
             return await self._finish(
-                stage, contents, privilege, progress,
+                stage, contents, progress,
                 source=f"recipe:{recipe}", init=contents.find_init() if plan.systemd else None,
                 default_user="root", env=plan.env, entrypoint=[],
             )  # fmt: skip
@@ -146,7 +148,7 @@ class ImageFiles:
 
         Raises:
             NotFoundError: there is no such file.
-            UsageError: it is damaged, dangerous, for another architecture, or not a root file system.
+            UsageError: it is damaged, dangerous, for another architecture, or no root file system.
             ResourceError: no space left.
         """
         path = Path(request.path)
@@ -155,7 +157,7 @@ class ImageFiles:
         require("mke2fs", "resize2fs", "tar")
         privilege = await self._find_privilege()
         async with open_tarball(path) as stream, staging(self._root, privilege) as stage:
-            size = path.stat().st_size
+            size = (await self._in_executor(path.stat)).st_size
             progress(f"Reading {path.name}", 0.0)
             counted = _CountingReader(stream, path.name, size, progress)
             contents = await self._lay_out(stage, counted, path.name, privilege)
@@ -173,7 +175,7 @@ class ImageFiles:
                     next_step="name one that it has, or leave it to vmgr to find one",
                 )
             return await self._finish(
-                stage, contents, privilege, progress,
+                stage, contents, progress,
                 source=f"tarball:{path.name}", init=init, default_user=request.default_user,
                 env=request.env, entrypoint=request.entrypoint,
             )  # fmt: skip
@@ -192,61 +194,18 @@ class ImageFiles:
             raise _no_image(digest) from None
         return freed
 
-    async def remove_residue(self) -> list[str]:
+    async def remove_residue(self) -> Names:
         """Remove what builds of dead processes left half-made; gives the names."""
         privilege = None
-        if any(self._root.glob(".new-*")):
+        if residue(self._root):
             with contextlib.suppress(UnsupportedError):
                 privilege = await self._find_privilege()
         return await remove_residue(self._root, privilege)
 
-    async def create_disk(self, image: Image, path: Path, size_bytes: int) -> None:
-        """Make a machine's disk: a qcow2 overlay on the image, atomically.
-
-        Any size that holds the image's content will do. The file system in it has that size at once.
-
-        Args:
-            image: what is on it.
-            path: the new file.
-            size_bytes: what the machine sees; rounded up to a MiB.
-
-        Raises:
-            UsageError: too small for the image.
-            ResourceError: no space left.
-        """
-        size_bytes = -(-size_bytes // (1 << 20)) << 20
-        if size_bytes < image.minimum_disk_bytes:
-            raise UsageError(
-                f"a disk of {human_size(size_bytes)} is too small for this image, which needs"
-                f" {human_size(image.minimum_disk_bytes)}",
-                next_step="ask for a larger disk",
-                details={"minimum_bytes": image.minimum_disk_bytes},
-            )
-        base = image.disk
-        if size_bytes != DEFAULT_DISK_BYTES:
-            base = await self._sized_base(image, size_bytes)
-        await create_overlay(base, path, size_bytes, self._executor)
-
-    async def _sized_base(self, image: Image, size_bytes: int) -> Path:
-        base = image.directory / f"root-{size_bytes}.ext4"
-        async with self._sizing:
-            if base.exists():
-                return base
-            async with staging(self._root) as stage:
-                made = stage / base.name
-                await resized_copy(image.disk, made, size_bytes, self._executor)
-
-                def show() -> None:
-                    made.chmod(0o400)
-                    made.rename(base)
-
-                await self._in_executor(show)
-        return base
-
     async def _lay_out(
         self,
         stage: Path,
-        stream: IO[bytes],
+        stream: Readable,
         label: str,
         privilege: Privilege,
         *,
@@ -269,7 +228,12 @@ class ImageFiles:
         feeding = asyncio.get_running_loop().run_in_executor(self._executor, feed)
         try:
             await make_root(
-                read, tree, stage / DISK_NAME, DEFAULT_DISK_BYTES, privilege, self._executor
+                read,
+                tree,
+                stage / DISK_NAME,
+                DEFAULT_DISK_BYTES,
+                privilege=privilege,
+                executor=self._executor,
             )
         except VmgrError as error:
             problem: VmgrError | None = error
@@ -298,14 +262,13 @@ class ImageFiles:
         self,
         stage: Path,
         contents: Contents,
-        privilege: Privilege,
         progress: Progress,
         *,
         source: str,
         init: str | None,
         default_user: str,
         env: dict[str, str],
-        entrypoint: list[str],
+        entrypoint: Names,
     ) -> Image:
         """Name what is in `stage` by its content, write its metadata, and show it."""
         disk = stage / DISK_NAME
@@ -354,12 +317,12 @@ class ImageFiles:
             raise _no_image(digest)
         return self._root / name
 
-    async def _in_executor(self, work: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def _in_executor(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
 
-class _CountingReader(io.RawIOBase):
-    """Tells how much of a stream has been read; the compressed size is only a guess at the whole."""
+class _CountingReader:
+    """Tells how much of a stream has been read; its compressed size is a guess at the whole."""
 
     def __init__(self, stream: IO[bytes], label: str, size: int, progress: Progress) -> None:
         self._stream = stream

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["DEFAULT_DISK_BYTES", "DISK_NAME", "METADATA_NAME", "Image", "Metadata"]
 
@@ -16,7 +18,7 @@ DISK_NAME: Final = "root.ext4"
 METADATA_NAME: Final = "image.json"
 METADATA_VERSION: Final = 1
 DEFAULT_DISK_BYTES: Final = 64 << 30
-"""The size that an image's own file system has: that of a machine's disk unless it asks otherwise."""
+"""The size of an image's own file system, and of a machine's disk unless it asks otherwise."""
 METADATA_LIMIT: Final = 1 << 20
 
 

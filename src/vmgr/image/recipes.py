@@ -50,8 +50,8 @@ class Recipe:
 
 
 _COMMON: Final = (
-    "bash-completion", "bzip2", "ca-certificates", "curl", "file", "iproute2", "iputils-ping", "kmod",
-    "less", "nano", "netbase", "procps", "psmisc", "sudo", "xz-utils",
+    "bash-completion", "bzip2", "ca-certificates", "curl", "file", "iproute2", "iputils-ping",
+    "kmod", "less", "nano", "netbase", "procps", "psmisc", "sudo", "xz-utils",
 )  # fmt: skip
 _SYSTEMD: Final = (
     "dbus", "dbus-user-session", "libnss-myhostname", "libnss-systemd", "libpam-systemd", "systemd",

@@ -3,8 +3,8 @@
 What arrives is never unpacked as it is. It is read here, entry by entry, and written anew as a tar
 stream in which
 
-- every path is relative, plain, and leads through no symbolic link: links on the way are followed as
-  they would be with the root of the archive as `/`, so nothing can be placed outside it;
+- every path is relative, plain, and leads through no symbolic link: links on the way are followed
+  as they would be with the root of the archive as `/`, so nothing can be placed outside it;
 - hard links name an earlier entry;
 - there are no device nodes (the machine has its own /dev) and nothing below dev, proc, run and sys;
 - owners, modes and times are in their ranges, and names of users are gone (numbers count).
@@ -15,13 +15,15 @@ Sizes are bounded by what the host has free, before the bytes are written.
 from __future__ import annotations
 
 import fnmatch
-import posixpath
+import io
+import struct
 import tarfile
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from vmgr.artifact.faults import human_size
 from vmgr.errors import ResourceError, UsageError
+from vmgr.image.forward import ForwardReader, Readable
 from vmgr.image.recipes import AddedFile, AddedLink
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ _MAX_DEPTH: Final = 256
 _MAX_PATH: Final = 4_095  # PATH_MAX less its terminator
 _MAX_LINKS: Final = 40  # as the kernel, see path_resolution(7)
 _MAX_TIME: Final = 2**33
-_CHUNK: Final = 1 << 20
 _EMPTIED: Final = frozenset({"dev", "proc", "run", "sys"})
 _CAPABILITY: Final = "SCHILY.xattr.security.capability"
 _ELF_HEAD: Final = 20
@@ -64,7 +65,6 @@ class Contents:
 
     label: str
     """What to call it in errors."""
-    directories: set[str] = field(default_factory=set)
     links: dict[str, str] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     machines: dict[str, int] = field(default_factory=dict)
@@ -133,12 +133,13 @@ class Contents:
                 next_step="export a container's file system (`podman export`) and import that",
             )
         raise UsageError(
-            f"{self.label} does not hold a root file system: there is no program in /bin or /usr/bin"
+            f"{self.label} does not hold a root file system:"
+            " there is no program in /bin or /usr/bin"
         )
 
 
 def clean(
-    source: IO[bytes],
+    source: Readable,
     target: IO[bytes],
     label: str,
     limits: Limits,
@@ -168,25 +169,28 @@ def clean(
     try:
         with (
             tarfile.open(
-                fileobj=_ForwardReader(source, label), mode="r:", errors="surrogateescape"
+                fileobj=ForwardReader(source, label), mode="r:", errors="surrogateescape"
             ) as reader,
             tarfile.open(
                 fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
             ) as writer,
         ):
-            _write_directory(writer, contents, "")
+            root = tarfile.TarInfo(".")
+            root.type, root.mode = tarfile.DIRTYPE, 0o755
+            writer.addfile(root)
+            cleaner = _Cleaner(reader, writer, contents, limits)
             for count, member in enumerate(reader):
                 if count >= _MAX_ENTRIES:
                     raise UsageError(f"{label} has more than {_MAX_ENTRIES:,} entries")
                 # tarfile keeps every member that it has seen or written; we need none of them.
-                reader.members.clear()
-                writer.members.clear()
+                _forget_members(reader)
+                _forget_members(writer)
                 path = _plain_path(member.name, label)
                 if path in ours or _dropped(path, patterns):
                     continue
-                _pass_on(reader, member, path, writer, contents, limits)
+                cleaner.pass_on(member, path)
             for entry in added:
-                _write_added(writer, contents, entry)
+                cleaner.add(entry)
     except tarfile.TarError as error:
         raise UsageError(f"{label} is not a tar archive or is damaged: {error}") from error
     except (EOFError, ValueError, UnicodeError, OverflowError) as error:
@@ -218,196 +222,147 @@ def _dropped(path: str, patterns: Sequence[str]) -> bool:
     return False
 
 
-def _pass_on(
-    reader: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    path: str,
-    writer: tarfile.TarFile,
-    contents: Contents,
-    limits: Limits,
-) -> None:
-    label = contents.label
-    parent, _, name = path.rpartition("/")
-    if parent:
-        parent = contents.resolve(parent)
-        if parent in contents.files:
-            raise UsageError(f"{label} has {path!r} below something that is not a directory")
-        path = f"{parent}/{name}" if parent else name
-    if member.ischr() or member.isblk():
-        return
-    entry = tarfile.TarInfo(path or ".")
-    entry.mode = member.mode & 0o7777
-    entry.mtime = min(max(int(member.mtime), 0), _MAX_TIME)
-    entry.uid, entry.gid = member.uid, member.gid
-    for number in (entry.uid, entry.gid):
-        if not 0 <= number < limits.ids:
+def _forget_members(archive: Any) -> None:
+    archive.members.clear()  # public but not in typeshed, hence Any
+
+
+class _Cleaner:
+    """Passes the entries of one tarball on, each checked and cut down to what it may be."""
+
+    def __init__(
+        self,
+        reader: tarfile.TarFile,
+        writer: tarfile.TarFile,
+        contents: Contents,
+        limits: Limits,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._contents = contents
+        self._limits = limits
+        self._label = contents.label
+
+    def pass_on(self, member: tarfile.TarInfo, path: str) -> None:
+        """Write the entry `member` under `path`, links on the way to it followed."""
+        path = self._place(path)
+        entry = tarfile.TarInfo(path or ".")
+        entry.mode = member.mode & 0o7777
+        entry.mtime = min(max(int(member.mtime), 0), _MAX_TIME)
+        entry.uid, entry.gid = self._owner(member.uid, path), self._owner(member.gid, path)
+        if member.ischr() or member.isblk():
+            return
+        if not path and not member.isdir():
+            raise UsageError(f"{self._label} has a file in place of its root directory")
+        if member.isdir():
+            self._directory(entry, path)
+        elif member.issym():
+            self._symbolic_link(entry, member.linkname)
+        elif member.islnk():
+            self._hard_link(entry, member.linkname)
+        elif member.isfifo():
+            self._forget(path)
+            entry.type = tarfile.FIFOTYPE
+            self._writer.addfile(entry)
+        elif member.isreg():
+            self._file(entry, member)
+        else:
+            raise UsageError(f"{self._label} has an entry of an unknown kind, {path!r}")
+
+    def add(self, added: AddedFile | AddedLink) -> None:
+        """Write an entry of our own."""
+        entry = tarfile.TarInfo(self._place(added.path))
+        self._forget(entry.name)
+        if isinstance(added, AddedLink):
+            entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, added.target, 0o777
+            self._contents.links[entry.name] = added.target
+            self._writer.addfile(entry)
+            return
+        entry.size, entry.mode, entry.mtime = len(added.content), added.mode, added.mtime
+        self._contents.files.add(entry.name)
+        self._writer.addfile(entry, io.BytesIO(added.content))
+
+    def _place(self, path: str) -> str:
+        parent, _, name = path.rpartition("/")
+        if not parent:
+            return name
+        parent = self._contents.resolve(parent)
+        if parent in self._contents.files:
+            raise UsageError(f"{self._label} has {path!r} below something that is not a directory")
+        return f"{parent}/{name}" if parent else name
+
+    def _owner(self, number: int, path: str) -> int:
+        if not 0 <= number < self._limits.ids:
             raise UsageError(
-                f"{label} has {path!r} belonging to id {number}, but only ids below {limits.ids}"
-                " can be given to files here",
+                f"{self._label} has {path!r} belonging to id {number}, but only ids below"
+                f" {self._limits.ids} can be given to files here",
                 next_step="give your account a larger range in /etc/subuid and /etc/subgid",
             )
-    if member.isdir():
+        return number
+
+    def _forget(self, path: str) -> None:
+        self._contents.links.pop(path, None)
+        self._contents.files.discard(path)
+        self._contents.machines.pop(path, None)
+
+    def _directory(self, entry: tarfile.TarInfo, path: str) -> None:
         entry.type = tarfile.DIRTYPE
-        contents.links.pop(path, None)
-        contents.files.discard(path)
-        contents.directories.add(path)
-        writer.addfile(entry)
-    elif member.issym():
-        if not member.linkname or len(member.linkname) > _MAX_PATH:
-            raise UsageError(f"{label} has a symbolic link without a usable target, {path!r}")
-        entry.type, entry.linkname = tarfile.SYMTYPE, member.linkname
-        contents.files.discard(path)
-        contents.links[path] = member.linkname
-        writer.addfile(entry)
-    elif member.islnk():
-        target = contents.resolve(_plain_path(member.linkname, label), last=False)
+        self._forget(path)
+        self._writer.addfile(entry)
+
+    def _symbolic_link(self, entry: tarfile.TarInfo, target: str) -> None:
+        if not target or len(target) > _MAX_PATH or "\0" in target:
+            raise UsageError(
+                f"{self._label} has a symbolic link without a usable target, {entry.name!r}"
+            )
+        entry.type, entry.linkname = tarfile.SYMTYPE, target
+        self._forget(entry.name)
+        self._contents.links[entry.name] = target
+        self._writer.addfile(entry)
+
+    def _hard_link(self, entry: tarfile.TarInfo, linkname: str) -> None:
+        contents = self._contents
+        target = contents.resolve(_plain_path(linkname, self._label), last=False)
         if target not in contents.files and target not in contents.links:
             raise UsageError(
-                f"{label} has a hard link, {path!r}, to {member.linkname[:200]!r}, which is not in it"
+                f"{self._label} has a hard link, {entry.name!r}, to {linkname[:200]!r},"
+                " which is not in it"
             )
-        if target == path:
+        if target == entry.name:
             return
-        entry.type, entry.linkname = tarfile.LNKTYPE, target
-        contents.links.pop(path, None)
-        if target in contents.files:
-            contents.files.add(path)
-            if (machine := contents.machines.get(target)) is not None:
-                contents.machines[path] = machine
+        self._forget(entry.name)
+        if target in contents.links:
+            contents.links[entry.name] = contents.links[target]
         else:
-            contents.links[path] = contents.links[target]
-        writer.addfile(entry)
-    elif member.isfifo():
-        entry.type = tarfile.FIFOTYPE
-        contents.links.pop(path, None)
-        writer.addfile(entry)
-    elif member.isreg():
-        _write_file(reader, member, entry, writer, contents, limits)
-    else:
-        raise UsageError(f"{label} has an entry of an unknown kind, {path!r}")
+            contents.files.add(entry.name)
+            if (machine := contents.machines.get(target)) is not None:
+                contents.machines[entry.name] = machine
+        entry.type, entry.linkname = tarfile.LNKTYPE, target
+        self._writer.addfile(entry)
 
-
-def _write_file(
-    reader: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    entry: tarfile.TarInfo,
-    writer: tarfile.TarFile,
-    contents: Contents,
-    limits: Limits,
-) -> None:
-    if not entry.name or entry.name == ".":
-        raise UsageError(f"{contents.label} has a file in place of its root directory")
-    if member.size < 0:
-        raise UsageError(f"{contents.label} is damaged: {entry.name!r} has no size")
-    contents.bytes += member.size
-    if contents.bytes > limits.bytes:
-        raise ResourceError(
-            f"{contents.label} holds more than the {human_size(limits.bytes)} that there is room for",
-            next_step="free some space, or import a smaller root file system",
-            details={"limit_bytes": limits.bytes},
-        )
-    body = reader.extractfile(member)
-    if body is None:
-        raise UsageError(f"{contents.label} is damaged: {entry.name!r} has no content")
-    entry.size = member.size
-    capability = member.pax_headers.get(_CAPABILITY)
-    if capability is not None:
-        entry.pax_headers = {_CAPABILITY: capability}
-    contents.links.pop(entry.name, None)
-    contents.files.add(entry.name)
-    if entry.name.rpartition("/")[0] in _PROGRAM_DIRECTORIES or entry.name in _INITS:
-        head = body.read(_ELF_HEAD)
-        body.seek(0)
-        if len(head) == _ELF_HEAD and head[:4] == b"\x7fELF":
-            order = "little" if head[5] == 1 else "big"
-            contents.machines[entry.name] = int.from_bytes(
-                head[18:20], "little" if order == "little" else "big"
+    def _file(self, entry: tarfile.TarInfo, member: tarfile.TarInfo) -> None:
+        contents = self._contents
+        body = self._reader.extractfile(member)
+        if member.size < 0 or body is None:
+            raise UsageError(f"{self._label} is damaged: {entry.name!r} has no content")
+        contents.bytes += member.size
+        if contents.bytes > self._limits.bytes:
+            raise ResourceError(
+                f"{self._label} holds more than the {human_size(self._limits.bytes)}"
+                " that there is room for",
+                next_step="free some space, or import a smaller root file system",
+                details={"limit_bytes": self._limits.bytes},
             )
-    writer.addfile(entry, body)
-
-
-def _write_directory(writer: tarfile.TarFile, contents: Contents, path: str) -> None:
-    entry = tarfile.TarInfo(path or ".")
-    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-    contents.directories.add(path)
-    writer.addfile(entry)
-
-
-def _write_added(
-    writer: tarfile.TarFile, contents: Contents, added: AddedFile | AddedLink
-) -> None:
-    parent, _, name = added.path.rpartition("/")
-    path = posixpath.join(contents.resolve(parent), name)
-    entry = tarfile.TarInfo(path)
-    if isinstance(added, AddedLink):
-        entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, added.target, 0o777
-        contents.links[path] = added.target
-        writer.addfile(entry)
-        return
-    import io  # noqa: PLC0415 (only needed for our own few files)
-
-    entry.size, entry.mode, entry.mtime = len(added.content), added.mode, added.mtime
-    contents.files.add(path)
-    writer.addfile(entry, io.BytesIO(added.content))
-
-
-class _ForwardReader:
-    """A seekable view of a stream, for tarfile: forward by reading, back by a little.
-
-    tarfile steps back one byte to see that a member was not cut off. A header that points further
-    back is an attack (a loop), and one read that wants very much is a header that lies.
-    """
-
-    _HISTORY: Final = 65_536
-    _MAX_READ: Final = 16 << 20
-
-    def __init__(self, stream: IO[bytes], label: str) -> None:
-        self._stream = stream
-        self._label = label
-        self._position = 0
-        self._end = 0
-        self._history = b""
-
-    def tell(self) -> int:
-        return self._position
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        if whence != 0:
-            raise UsageError(f"{self._label} is damaged")
-        if position < self._end - len(self._history):
-            raise UsageError(f"{self._label} is damaged: a header points backwards")
-        while self._end < position:
-            if not self._pull(min(_CHUNK, position - self._end)):
-                break
-        self._position = min(position, self._end)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > self._MAX_READ:
-            raise UsageError(f"{self._label} is damaged: a header is far too large")
-        parts = []
-        if self._position < self._end:
-            begin = len(self._history) - (self._end - self._position)
-            part = self._history[begin : begin + size]
-            parts.append(part)
-            size -= len(part)
-            self._position += len(part)
-        while size > 0:
-            part = self._pull(min(_CHUNK, size))
-            if not part:
-                break
-            parts.append(part)
-            size -= len(part)
-            self._position = self._end
-        return b"".join(parts)
-
-    def _pull(self, size: int) -> bytes:
-        part = self._stream.read(size)
-        self._end += len(part)
-        self._history = (self._history + part)[-self._HISTORY :]
-        return part
+        entry.size = member.size
+        capability = member.pax_headers.get(_CAPABILITY)
+        if capability is not None:
+            entry.pax_headers = {_CAPABILITY: capability}
+        self._forget(entry.name)
+        contents.files.add(entry.name)
+        if entry.name.rpartition("/")[0] in _PROGRAM_DIRECTORIES or entry.name in _INITS:
+            head = body.read(_ELF_HEAD)
+            body.seek(0)
+            if len(head) == _ELF_HEAD and head.startswith(b"\x7fELF"):
+                # EI_DATA says the byte order, see elf(5).
+                machine = struct.unpack("<H" if head[5] == 1 else ">H", head[18:20])[0]
+                contents.machines[entry.name] = machine
+        self._writer.addfile(entry, body)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
+from typing import IO, TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 import msgspec
 
@@ -52,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelFiles"]
 
+Names = list[str]  # `list` is a method below
+Directories = list[Path]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -61,7 +62,6 @@ _SPACE_NEEDED: Final = 512 << 20  # the package, its unpacked tree twice, the ke
 _DEADLINE: Final = 600.0
 _MODULES_SLACK: Final = 16 << 20
 _JSON_LIMIT: Final = 1 << 20
-_MAX_AGENT: Final = 256 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -142,15 +142,15 @@ class KernelFiles:
             NotFoundError: there is none.
         """
         directory = self._directory(digest)
-        if not directory.is_dir():
-            raise _no_bundle(digest)
         freed = await self._in_executor(_freed, directory)
-        await discard(directory)
+        try:
+            await discard(directory)
+        except FileNotFoundError:
+            raise _no_bundle(digest) from None
         return freed
 
     async def prune(self) -> int:
         """Remove downloaded packages and all parts but the newest; gives the bytes freed."""
-
         async with self._lock:
             newest = await self._in_executor(self._newest_part)
             freed = 0
@@ -160,13 +160,13 @@ class KernelFiles:
                     await discard(directory)
             return freed + await self._in_executor(self._apt.clean)
 
-    async def remove_residue(self) -> list[str]:
+    async def remove_residue(self) -> Names:
         """Remove what builds of dead processes left half-made; gives the names."""
         return await remove_residue(self._root)
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def _parts(self) -> list[Path]:
+    def _parts(self) -> Directories:
         if not self._root.is_dir():
             return []
         return sorted(p for p in self._root.iterdir() if _PART.fullmatch(p.name))
@@ -206,7 +206,7 @@ class KernelFiles:
         return directory, _decode(directory / PART_NAME, PartInfo)
 
     async def _choose_package(self, progress: Progress) -> Package:
-        """The newest cloud kernel: 6.12 in Debian 12's security archive, where 6.1 is the release's.
+        """The newest cloud kernel: on Debian 12, 6.12 from its security archive before its own 6.1.
 
         Meta packages (`linux-image-cloud-amd64`, `linux-image-6.12-cloud-amd64`) name the real one.
         """
@@ -254,7 +254,7 @@ class KernelFiles:
             modules, ready / "modules.ext4", -(-(size + _MODULES_SLACK) // (1 << 20)) << 20,
             await _ownership(), self._executor,
         )  # fmt: skip
-        pvh = await extract_vmlinux(ready / "vmlinuz", ready / "vmlinux")
+        pvh = await extract_vmlinux(ready / "vmlinuz", ready / "vmlinux", self._executor)
 
         def describe() -> None:
             info = PartInfo(
@@ -280,8 +280,6 @@ class KernelFiles:
 
     async def _agent_digest(self, agent: Path) -> str:
         try:
-            if agent.stat().st_size > _MAX_AGENT:
-                raise StateError(f"the agent {agent} is far too large")
             return await self._in_executor(digest_file, agent)
         except OSError as error:
             raise NotFoundError(
@@ -333,11 +331,11 @@ class KernelFiles:
             raise _no_bundle(digest)
         return self._root / name
 
-    async def _in_executor(self, work: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def _in_executor(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
 
-def _write_initramfs(file: io.BufferedIOBase, agent: bytes, boot: Path, modules: list[str]) -> None:
+def _write_initramfs(file: IO[bytes], agent: bytes, boot: Path, modules: list[str]) -> None:
     """Write it uncompressed: it is small, and the guest's CPU may be an emulated one.
 
     The two device nodes are what the kernel and the agent need before devtmpfs is mounted.
@@ -375,7 +373,7 @@ def _find_release(tree: Path) -> tuple[str, Path]:
 
 
 def _release_key(version: str) -> tuple[int, ...]:
-    """The numbers that a kernel package's version begins with: 6.12.117-1~deb12u1 is (6, 12, 117, 1)."""
+    """The numbers that a package's version begins with: 6.12.117-1~deb12u1 is (6, 12, 117, 1)."""
     match = re.match(r"(?:\d+:)?([\d.]+)(?:-(\d+))?", version)
     if match is None:
         return ()

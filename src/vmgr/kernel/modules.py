@@ -21,7 +21,9 @@ BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 Nothing more: under emulation each module costs 10 to 70 ms of the boot. All others come from the
 module disk, when they are asked for.
 """
-_IF_THERE: Final = ("crc32c_generic",)  # ext4 asks for the algorithm by name, which no dependency shows
+_IF_THERE: Final = (
+    "crc32c_generic",
+)  # ext4 asks for the algorithm by name, which no dependency shows
 _MAX_MODULE: Final = 64 << 20
 _MAX_LIST: Final = 8 << 20
 
@@ -63,7 +65,7 @@ def unpack_modules(tree: Path) -> int:
 
 
 def boot_modules(tree: Path) -> list[BootModule]:
-    """The modules of the initramfs, each after those it depends on, by modules.dep and modules.builtin.
+    """The modules of the initramfs, each after those it depends on.
 
     Raises:
         StateError: the kernel has one neither built in nor as a module.

@@ -9,7 +9,9 @@ xen/include/public/elfnote.h for the note (XEN_ELFNOTE_PHYS32_ENTRY).
 
 from __future__ import annotations
 
+import asyncio
 import bz2
+import functools
 import gzip
 import lzma
 import struct
@@ -20,6 +22,7 @@ from vmgr.errors import StateError
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from pathlib import Path
 
 __all__ = ["extract_vmlinux", "has_pvh_entry", "split_payload"]
@@ -56,8 +59,8 @@ def split_payload(image: bytes) -> bytes:
     return image[begin : begin + length - 4]
 
 
-async def extract_vmlinux(bzimage: Path, target: Path) -> bool:
-    """Write the ELF kernel in `bzimage` to the new file `target`; blocks for a fraction of a second.
+async def extract_vmlinux(bzimage: Path, target: Path, executor: Executor) -> bool:
+    """Write the ELF kernel in `bzimage` to the new file `target`.
 
     Returns:
         Whether it has a PVH entry point. If not, or if its compression is not known, there is no
@@ -67,43 +70,50 @@ async def extract_vmlinux(bzimage: Path, target: Path) -> bool:
         StateError: the kernel is damaged.
         UnsupportedError: the program that unpacks it is missing.
     """
-    payload = split_payload(bzimage.read_bytes())
-    plain: bytes
+    loop = asyncio.get_running_loop()
+    packed = target.with_suffix(".packed")
     try:
-        if payload.startswith(b"\x28\xb5\x2f\xfd"):
-            await _unzstd(payload, target)
-            plain = b""
-        elif payload.startswith(b"\x1f\x8b"):
-            plain = gzip.decompress(payload)
-        elif payload.startswith(b"\xfd7zXZ\x00"):
-            plain = lzma.decompress(payload)
-        elif payload.startswith(b"BZh"):
-            plain = bz2.decompress(payload)
-        else:
+        head = await loop.run_in_executor(executor, _write_payload, bzimage, packed)
+        if head.startswith(b"\x28\xb5\x2f\xfd"):
+            require("zstd")
+            await run(
+                ["zstd", "--decompress", "--quiet", "-o", target, "--", packed],
+                env=build_environment(), deadline=_DEADLINE,
+            )  # fmt: skip
+        elif not await loop.run_in_executor(executor, _unpack, packed, target):
             return False
-    except (OSError, EOFError, lzma.LZMAError, ProcessFailedError) as error:
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, ProcessFailedError) as error:
         raise StateError(f"the kernel is damaged: {error}") from error
-    if plain:
-        target.write_bytes(plain)
+    finally:
+        await loop.run_in_executor(executor, functools.partial(packed.unlink, missing_ok=True))
+    return await loop.run_in_executor(executor, _keep_if_pvh, target)
+
+
+def _write_payload(bzimage: Path, packed: Path) -> bytes:
+    payload = split_payload(bzimage.read_bytes())
+    packed.write_bytes(payload)
+    return payload[:8]
+
+
+def _unpack(packed: Path, target: Path) -> bool:
+    payload = packed.read_bytes()
+    if payload.startswith(b"\x1f\x8b"):
+        target.write_bytes(gzip.decompress(payload))
+    elif payload.startswith(b"\xfd7zXZ\x00"):
+        target.write_bytes(lzma.decompress(payload))
+    elif payload.startswith(b"BZh"):
+        target.write_bytes(bz2.decompress(payload))
+    else:
+        return False
+    return True
+
+
+def _keep_if_pvh(target: Path) -> bool:
     with target.open("rb") as file:
         found = has_pvh_entry(file.read(_MAX_KERNEL))
     if not found:
         target.unlink()
     return found
-
-
-async def _unzstd(payload: bytes, target: Path) -> None:
-    require("zstd")
-    packed = target.with_suffix(".zst")
-    packed.write_bytes(payload)
-    try:
-        with packed.open("rb") as source, target.open("xb") as sink:
-            await run(
-                ["zstd", "--decompress", "--stdout", "--quiet"], env=build_environment(),
-                stdin=source.fileno(), stdout=sink.fileno(), deadline=_DEADLINE,
-            )  # fmt: skip
-    finally:
-        packed.unlink()
 
 
 def has_pvh_entry(elf: bytes) -> bool:
