@@ -83,8 +83,16 @@ class ModelAgent:
 
         What may be the marker's beginning is withheld from the frames until it is known not to be.
         """
-        for byte in data:
-            self._held += bytes([byte])
+        at = 0
+        while at < len(data):
+            if self._greeted and not self._held:
+                # Quickly over all that cannot begin a marker; no hello comes now, so the key stays.
+                found = data.find(self.key[:1], at)
+                end = len(data) if found < 0 else found
+                self._feed(data[at:end])
+                at = end
+            self._held += data[at : at + 1]
+            at += 1
             if self._held == self.key:
                 self._held = b""
                 self._frames = FrameBuffer()
