@@ -91,6 +91,7 @@ class Stream:
         messages: list[str | bytes] = []
         if self.closed:
             return messages
+        self.closed = data == b""
         try:
             self._socket.receive_data(data or None)
             for event in self._socket.events():
@@ -100,10 +101,8 @@ class Stream:
                     self._control(event)
         except (RemoteProtocolError, LocalProtocolError):
             raise broken(data) from None
-        if data == b"":
-            self.closed = True
-            if not self.opened:
-                raise broken(data)
+        if self.closed and not self.opened:
+            raise broken(data)
         return messages
 
     # -- machinery -------------------------------------------------------------------------------
@@ -135,6 +134,9 @@ class Stream:
             case ws.CloseConnection():
                 if self._socket.state is ConnectionState.REMOTE_CLOSING:
                     self._send(event.response())
+                elif self._socket.state is not ConnectionState.CLOSED:
+                    # wsproto's own conclusion from bytes that are no frame.
+                    raise RemoteProtocolError(event.reason or "")
                 self.closed = True
             case ws.RejectConnection():
                 self.notes.read(event.headers)
