@@ -1,16 +1,18 @@
 # shellcheck shell=bash
 # The Python environment (.venv) and the agent, built when their inputs changed. Sourced by ./dev.
 
-# set_up runtime|dev: everything vmgr needs to run here, or also what tests and checks need.
+# set_up runtime|dev [GROUP...]: everything vmgr needs to run here, or also what tests and checks need;
+# and the packages of these groups.
 set_up() {
-  local agent
+  local agent environment=$1
+  shift
   agent=$(agent_key)
   if is_done agent "$agent" && [[ -x agent/target/release/vmgr-agent ]]; then
-    ensure_packages system
+    ensure_packages system "$@"
   else
-    ensure_packages system rust
+    ensure_packages system rust "$@"
   fi
-  ensure_venv "$1"
+  ensure_venv "$environment"
   build_agent "$agent"
   release_lock
 }

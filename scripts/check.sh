@@ -4,8 +4,7 @@
 # run_checks: all of them, also after one has failed.
 run_checks() {
   local failed=0
-  ensure_packages system rust check
-  set_up dev
+  set_up dev rust check
   check 'ruff check' .venv/bin/ruff check .
   check 'ruff format' .venv/bin/ruff format --check .
   check 'mypy, src' .venv/bin/mypy

@@ -89,6 +89,7 @@ ensure_packages() {
   local group stamp=packages round
   local -a needs=() missing
   for group; do
+    [[ $stamp != *-$group* ]] || continue
     stamp+=-$group
     case $group in
       system) needs+=("${system_needs[@]}") ;;

@@ -10,11 +10,11 @@ readonly -a ordinary_part=(-m 'not slow')
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
 run_suite() {
   local failed=0
-  set_up dev
   if (($#)); then
+    set_up dev
     exec .venv/bin/python -m pytest "$@"
   fi
-  ensure_packages rust
+  set_up dev rust
   say 'tests of the agent'
   cargo_in_agent test --locked --quiet </dev/null || failed=1
   say 'tests'
