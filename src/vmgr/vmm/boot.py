@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from vmgr.errors import BootError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmgr.vmm.exit import VmmExit
     from vmgr.vmm.vmm import Vmm
 
-__all__ = ["BootPolicy", "Booted", "boot"]
+__all__ = ["BootPolicy", "Booted", "StartVmm", "boot"]
 
 T = TypeVar("T")
 
@@ -50,13 +50,19 @@ class Booted(Generic[T]):
     attempts: int
 
 
+class StartVmm(Protocol):
+    """Starts a machine's VMM; `verbose` lets the guest's kernel tell each step."""
+
+    def __call__(self, *, verbose: bool) -> Awaitable[Vmm]: ...
+
+
 class _SilentError(Exception):
     """The machine said nothing at all."""
 
 
 async def boot(
     name: str,
-    start: Callable[[bool], Awaitable[Vmm]],
+    start: StartVmm,
     hello: Callable[[Vmm], Awaitable[T]],
     policy: BootPolicy = BootPolicy(),
 ) -> Booted[T]:
@@ -64,7 +70,7 @@ async def boot(
 
     Args:
         name: the machine's, for errors.
-        start: starts the VMM; its argument is whether the kernel should tell each step.
+        start: starts the VMM.
         hello: waits for the agent of that VMM; cancelled when there is no point in waiting.
 
     Raises:
@@ -72,7 +78,7 @@ async def boot(
         VmgrError: what `start` or `hello` raises.
     """
     for attempt in range(1, policy.attempts + 1):
-        vmm = await start(attempt > 1)
+        vmm = await start(verbose=attempt > 1)
         try:
             ready = await _wait_ready(name, vmm, hello, policy)
         except _SilentError:
