@@ -1,0 +1,233 @@
+"""The table of settings: name, kind, default, meaning.
+
+A kind reads what a person typed (`parse`), checks what stands in the file (`check`) and says which
+of TOML's values is written for it (`store`). Sizes and durations are kept as they were typed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vmgr.errors import UsageError
+from vmgr.machine.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["SETTINGS", "Setting", "Value"]
+
+Value = int | float | str
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+_DAY: Final = 86_400.0
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|m|h)?")
+_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
+
+
+class Kind(Protocol):
+    """What values a setting takes."""
+
+    def parse(self, text: str) -> Value:
+        """The value that a person means by `text`; `UsageError` when it is none."""
+        ...
+
+    def check(self, value: object) -> Value:
+        """The value that a TOML value means; `UsageError` when it is none."""
+        ...
+
+    def store(self, value: Value) -> Value:
+        """What is written to the file."""
+        ...
+
+    def show(self, value: Value) -> Value:
+        """What is shown: something that `parse` takes, or a number that means the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole number."""
+
+    low: int
+    high: int
+
+    def parse(self, text: str) -> int:
+        """See `Kind`."""
+        if not _NUMBER.fullmatch(text):
+            raise UsageError(f"{text[:40]!r} is not a whole number")
+        return self.check(int(text))
+
+    def check(self, value: object) -> int:
+        """See `Kind`."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UsageError(f"{value!r} is not a whole number")
+        if not self.low <= value <= self.high:
+            raise UsageError(f"{value} is not between {self.low} and {self.high}")
+        return value
+
+    def store(self, value: Value) -> Value:
+        """See `Kind`."""
+        return value
+
+    def show(self, value: Value) -> Value:
+        """See `Kind`."""
+        return value
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes; in the file a text like `2G`, or a number of bytes."""
+
+    low: int
+    high: int = 1 << 50
+
+    def parse(self, text: str) -> int:
+        """See `Kind`."""
+        return self.check(text)
+
+    def check(self, value: object) -> int:
+        """See `Kind`."""
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise UsageError(f"{value!r} is not a size", next_step="write it like 512M or 2G")
+        size = parse_size(value) if isinstance(value, str) else value
+        if not self.low <= size <= self.high:
+            raise UsageError(
+                f"{value} is not between {format_size(self.low)} and {format_size(self.high)}"
+            )
+        return size
+
+    def store(self, value: Value) -> Value:
+        """See `Kind`."""
+        return self.show(value)
+
+    def show(self, value: Value) -> Value:
+        """See `Kind`. The largest unit that says it exactly."""
+        size = int(value)
+        for unit, letter in ((GIB, "G"), (MIB, "M"), (1 << 10, "K")):
+            if size >= unit and size % unit == 0:
+                return f"{size // unit}{letter}"
+        return str(size)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds; typed as `30`, `1.5`, `30s`, `2m` or `1h`."""
+
+    low: float = 0.0
+    high: float = _DAY
+
+    def parse(self, text: str) -> float:
+        """See `Kind`."""
+        match = _DURATION.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(
+                f"{text[:40]!r} is not a duration", next_step="write it like 30, 1.5, 30s or 2m"
+            )
+        return self.check(float(match[1]) * {"m": 60, "h": 3600}.get(match[2], 1))
+
+    def check(self, value: object) -> float:
+        """See `Kind`."""
+        if isinstance(value, str):
+            return self.parse(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise UsageError(f"{value!r} is not a duration")
+        if not self.low <= value <= self.high:
+            raise UsageError(f"{value:g} s is not between {self.low:g} s and {self.high:g} s")
+        return float(value)
+
+    def store(self, value: Value) -> Value:
+        """See `Kind`."""
+        return int(value) if float(value).is_integer() else value
+
+    def show(self, value: Value) -> Value:
+        """See `Kind`."""
+        return self.store(value)
+
+
+class _Text:
+    """A text, stored as it is."""
+
+    def store(self, value: Value) -> Value:
+        """See `Kind`."""
+        return value
+
+    def show(self, value: Value) -> Value:
+        """See `Kind`."""
+        return value
+
+    def parse(self, text: str) -> str:
+        """See `Kind`."""
+        return self.check(text)
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        raise NotImplementedError
+
+
+class ImageName(_Text):
+    """An image's name or digest; whether it is there is seen when it is used."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        if not isinstance(value, str) or not _IMAGE.fullmatch(value):
+            raise UsageError(
+                f"{str(value)[:40]!r} is not an image's name", next_step="see `vmgr image ls`"
+            )
+        return value
+
+
+class Program(_Text):
+    """An absolute path, or nothing: found on the PATH."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        if not isinstance(value, str) or "\0" in value or value[:1] not in {"", "/"}:
+            raise UsageError(f"{str(value)[:80]!r} is not an absolute path")
+        return value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `default` is computed, since some depend on this host."""
+
+    key: str
+    kind: Kind
+    default: Callable[[], Value]
+    description: str
+
+
+def _cpus() -> int:
+    return min(2, len(os.sched_getaffinity(0)))
+
+
+def _memory() -> int:
+    """1 GiB, but no more than a quarter of a small host, in steps of 64 MiB."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(256 * MIB, min(GIB, host // 4 // (64 * MIB) * (64 * MIB)))
+
+
+_TABLE: Final = (
+    Setting("boot.silence_timeout", Duration(1), lambda: 20.0,
+            "Seconds without a sign of life after which a boot is done once more"),
+    Setting("boot.timeout", Duration(0.1), lambda: 120.0,
+            "Seconds after which a machine that is not ready is given up"),
+    Setting("image.default", ImageName(), lambda: "debian",
+            "The image of machines that name none"),
+    Setting("machine.cpus", Count(1, 256), _cpus, "CPUs of a new machine"),
+    Setting("machine.disk", Size(64 * MIB), lambda: 64 * GIB,
+            "Size of a new machine's disk; it takes only what is written to it"),
+    Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
+    Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
+    Setting("stop.acpi_timeout", Duration(), lambda: 20.0,
+            "Seconds a machine gets after its power button was pressed; 0: not pressed"),
+    Setting("stop.agent_timeout", Duration(), lambda: 30.0,
+            "Seconds a machine gets to power off in an orderly way; 0: not asked"),
+)  # fmt: skip
+
+SETTINGS: Final = {setting.key: setting for setting in _TABLE}
