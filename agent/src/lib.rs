@@ -1,0 +1,26 @@
+//! vmgr's agent: the program inside a machine.
+//!
+//! - The protocol, without I/O: [`frame`], [`receiver`], [`wire`], [`flow`], [`outbox`].
+//! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
+//! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
+pub mod account;
+pub mod children;
+pub mod error;
+pub mod event_loop;
+pub mod filesystem;
+pub mod flow;
+pub mod frame;
+pub mod job;
+pub mod launch;
+pub mod machine;
+pub mod mounts;
+pub mod outbox;
+pub mod port;
+pub mod power;
+pub mod pty;
+pub mod receiver;
+pub mod requests;
+pub mod serve;
+pub mod server;
+pub mod task;
+pub mod wire;

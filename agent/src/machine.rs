@@ -1,0 +1,200 @@
+//! The machine around the agent: what it says of itself, its clock, its name, its entropy.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::unistd;
+use rmpv::Value;
+
+use crate::error::Refusal;
+use crate::launch::Root;
+use crate::wire::Configure;
+
+/// What does not change while the machine runs, and where it is told of.
+pub struct Machine {
+    boot_id: String,
+    kernel: String,
+    init: String,
+    root: Root,
+    oom_kills: u64,
+    console: Option<File>,
+}
+
+impl Machine {
+    /// Args: the program that is PID 1 (`agent` for itself), whose root jobs get, and where to log.
+    #[must_use]
+    pub fn new(init: &str, root: Root, console: Option<File>) -> Self {
+        let line = |path: &str| {
+            fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        Self {
+            boot_id: line("/proc/sys/kernel/random/boot_id"),
+            kernel: line("/proc/sys/kernel/osrelease"),
+            init: init.to_owned(),
+            root,
+            oom_kills: oom_kills(),
+            console,
+        }
+    }
+
+    /// The fields of the agent's HELLO.
+    #[must_use]
+    pub fn hello(&self, version: u64, jobs: Value) -> Vec<(&'static str, Value)> {
+        vec![
+            ("version", version.into()),
+            ("agent", env!("CARGO_PKG_VERSION").into()),
+            ("boot_id", self.boot_id.as_str().into()),
+            ("kernel", self.kernel.as_str().into()),
+            ("init", self.init.as_str().into()),
+            ("uptime_ns", self.uptime_ns().into()),
+            ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
+            ("features", Value::Array(Vec::new())),
+            ("jobs", jobs),
+        ]
+    }
+
+    /// CLOCK_BOOTTIME in nanoseconds.
+    #[must_use]
+    #[allow(clippy::unused_self, reason = "one machine has one clock")]
+    pub fn uptime_ns(&self) -> u64 {
+        u64::try_from(nanoseconds(ClockId::CLOCK_BOOTTIME)).unwrap_or(0)
+    }
+
+    /// A line on the machine's console. Nobody may be there to read it, so it is never waited for.
+    pub fn log(&self, line: &str) {
+        if let Some(mut console) = self.console.as_ref() {
+            let _ = console.write_all(format!("vmgr-agent: {line}\n").as_bytes());
+        }
+    }
+
+    /// Set CLOCK_REALTIME; by how many nanoseconds it moved.
+    pub fn set_clock(&self, realtime_ns: i64) -> Result<i64, Refusal> {
+        const SECOND: i64 = 1_000_000_000;
+        let time = TimeSpec::new(
+            realtime_ns.div_euclid(SECOND),
+            realtime_ns.rem_euclid(SECOND),
+        );
+        let before = nanoseconds(ClockId::CLOCK_REALTIME);
+        clock_settime(ClockId::CLOCK_REALTIME, time)
+            .map_err(|errno| Refusal::system("cannot set the clock", errno))?;
+        Ok(realtime_ns.saturating_sub(before))
+    }
+
+    /// Do what `configure` asks, in the order that makes each step safe: entropy before identities.
+    pub fn configure(&self, configure: &Configure) -> Result<(), Refusal> {
+        if let Some(entropy) = configure.entropy.as_deref().filter(|e| !e.is_empty()) {
+            add_entropy(entropy).map_err(|errno| Refusal::system("cannot add entropy", errno))?;
+        }
+        if let Some(name) = &configure.hostname {
+            unistd::sethostname(name)
+                .map_err(|errno| Refusal::system("cannot set the hostname", errno))?;
+        }
+        if let Some(id) = &configure.machine_id {
+            self.write_machine_id(id)
+                .map_err(|errno| Refusal::system("cannot write /etc/machine-id", errno))?;
+        }
+        Ok(())
+    }
+
+    /// How many processes were killed for memory since the last call, if any.
+    pub fn new_oom_kills(&mut self) -> Option<u64> {
+        let now = oom_kills();
+        let new = now.saturating_sub(self.oom_kills);
+        self.oom_kills = now;
+        (new > 0).then_some(new)
+    }
+
+    fn write_machine_id(&self, id: &str) -> Result<(), Errno> {
+        let top = match self.root {
+            Root::Own => "/",
+            Root::OfInit => "/proc/1/root/",
+        };
+        let top = File::open(top).map_err(|error| errno_of(&error))?;
+        // Links lead where the machine would see them lead; anything but a file is refused.
+        let how = OpenHow::new()
+            .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+            .mode(nix::sys::stat::Mode::from_bits_truncate(0o444))
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let mut file = File::from(openat2(&top, "etc/machine-id", how)?);
+        let mut write = || -> std::io::Result<()> {
+            if !file.metadata()?.is_file() {
+                return Err(Errno::EINVAL.into());
+            }
+            file.set_len(0)?;
+            file.write_all(format!("{id}\n").as_bytes())
+        };
+        write().map_err(|error| errno_of(&error))
+    }
+}
+
+/// The cause of an I/O error.
+#[must_use]
+pub fn errno_of(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn nanoseconds(clock: ClockId) -> i64 {
+    clock_gettime(clock).map_or(0, |time| {
+        time.tv_sec().saturating_mul(1_000_000_000) + time.tv_nsec()
+    })
+}
+
+/// `oom_kill` of /proc/vmstat: processes killed for memory since boot.
+fn oom_kills() -> u64 {
+    let mut text = String::new();
+    let read =
+        File::open("/proc/vmstat").and_then(|file| file.take(65_536).read_to_string(&mut text));
+    if read.is_err() {
+        return 0;
+    }
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Mix `bytes` into the kernel's pool, credit them and reseed: see random(4).
+fn add_entropy(bytes: &[u8]) -> Result<(), Errno> {
+    // linux/random.h: _IOW('R', 0x03, int[2]) and _IO('R', 0x07).
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_count: libc::c_int,
+        size: libc::c_int,
+        bytes: [u8; 512],
+    }
+    let mut pool = PoolInfo {
+        entropy_count: 0,
+        size: 0,
+        bytes: [0; 512],
+    };
+    let length = bytes.len().min(512);
+    pool.bytes[..length].copy_from_slice(&bytes[..length]);
+    pool.size = libc::c_int::try_from(length).unwrap_or(0);
+    pool.entropy_count = pool.size * 8;
+    let random = File::options()
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open("/dev/random")
+        .map_err(|error| errno_of(&error))?;
+    // SAFETY: both take what linux/random.h says; `size` is within the array.
+    unsafe {
+        Errno::result(libc::ioctl(
+            random.as_raw_fd(),
+            RNDADDENTROPY,
+            &raw const pool,
+        ))?;
+        Errno::result(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,516 @@
+//! The msgpack maps inside frames (docs/agent-protocol.md), and nothing else.
+//!
+//! Read and written by hand over `rmpv`: derive macros cannot be built for a static target without
+//! moving the build's output, and what is read here is small and wants exact bounds.
+
+use rmpv::{Value, ValueRef, decode, encode};
+
+use crate::error::Refusal;
+use crate::frame::{MAX_PAYLOAD, Violation};
+
+/// Versions of the protocol that this agent speaks, best first.
+pub const VERSIONS: [u64; 1] = [1];
+/// How deep a map may be nested, itself included.
+const MAX_DEPTH: usize = 8;
+const MAX_ARGUMENTS: usize = 4_096;
+const MAX_LABEL: usize = 256;
+const MAX_ENTROPY: usize = 512;
+
+const BAD_MAP: Violation = Violation("a bad msgpack map");
+
+// -- from the host --------------------------------------------------------------------------------
+
+/// HELLO.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HostHello {
+    /// The best version that both speak.
+    pub version: Option<u64>,
+    pub nonce: [u8; 16],
+    pub next_key: [u8; 16],
+}
+
+/// OPEN: what is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    Exec(Box<Exec>),
+    Attach(Attach),
+    Jobs,
+    Forget { job: u64 },
+    Signal { job: u64, signal: i32 },
+    Clock { realtime_ns: i64 },
+    Configure(Configure),
+    Grow,
+    PowerOff { reboot: bool, grace_ms: u64 },
+    Sync,
+}
+
+/// A program of the agent's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Builtin {
+    Pack,
+    Unpack,
+    Stat,
+    Read,
+    Write,
+}
+
+impl Builtin {
+    /// By its name in the protocol.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "pack" => Self::Pack,
+            "unpack" => Self::Unpack,
+            "stat" => Self::Stat,
+            "read" => Self::Read,
+            "write" => Self::Write,
+            _ => return None,
+        })
+    }
+
+    /// Its name in the protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Unpack => "unpack",
+            Self::Stat => "stat",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// Start a job. Nothing in it contains a NUL byte.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// Not empty, unless `login`.
+    pub argv: Vec<Vec<u8>>,
+    pub env: Vec<Vec<u8>>,
+    pub cwd: Option<Vec<u8>>,
+    pub user: String,
+    pub tty: Option<TerminalSize>,
+    pub stdin: bool,
+    pub login: bool,
+    pub builtin: Option<Builtin>,
+    pub detached: bool,
+    pub label: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub cols: u16,
+}
+
+/// Take over a job's streams.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Attach {
+    pub job: u64,
+    pub stdout_received: u64,
+    pub stderr_received: u64,
+}
+
+/// What a fresh machine is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Configure {
+    pub hostname: Option<String>,
+    pub entropy: Option<Vec<u8>>,
+    pub machine_id: Option<String>,
+}
+
+/// CONTROL. More than one may be set.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    pub signal: Option<i32>,
+    pub resize: Option<TerminalSize>,
+    pub hangup: bool,
+    pub detach: bool,
+}
+
+/// A map from the host; fields are taken by name, others are ignored.
+struct Map<'a>(Vec<(ValueRef<'a>, ValueRef<'a>)>);
+
+/// A field is missing or is not what it should be.
+struct BadField(&'static str);
+
+type Field<T> = Result<T, BadField>;
+
+impl<'a> Map<'a> {
+    fn read(mut payload: &'a [u8]) -> Result<Self, Violation> {
+        match decode::read_value_ref_with_max_depth(&mut payload, MAX_DEPTH) {
+            Ok(ValueRef::Map(fields)) if payload.is_empty() => Ok(Self(fields)),
+            _ => Err(BAD_MAP),
+        }
+    }
+
+    /// None when it is absent or nil.
+    fn get(&self, name: &str) -> Option<&ValueRef<'a>> {
+        let (_, value) = self.0.iter().find(|(key, _)| match key {
+            ValueRef::String(key) => key.as_str() == Some(name),
+            _ => false,
+        })?;
+        (*value != ValueRef::Nil).then_some(value)
+    }
+
+    fn optional<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&ValueRef<'a>) -> Option<T>,
+    ) -> Field<Option<T>> {
+        self.get(name)
+            .map(|value| read(value).ok_or(BadField(name)))
+            .transpose()
+    }
+
+    fn required<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&ValueRef<'a>) -> Option<T>,
+    ) -> Field<T> {
+        self.optional(name, read)?.ok_or(BadField(name))
+    }
+
+    fn flag(&self, name: &'static str) -> Field<bool> {
+        Ok(self.optional(name, boolean)?.unwrap_or(false))
+    }
+
+    fn offset(&self, name: &'static str) -> Field<u64> {
+        Ok(self.optional(name, number)?.unwrap_or(0))
+    }
+}
+
+fn boolean(value: &ValueRef) -> Option<bool> {
+    match value {
+        ValueRef::Boolean(value) => Some(*value),
+        _ => None,
+    }
+}
+
+fn number(value: &ValueRef) -> Option<u64> {
+    value.as_u64()
+}
+
+fn signed(value: &ValueRef) -> Option<i64> {
+    match value {
+        ValueRef::Integer(value) => value.as_i64(),
+        _ => None,
+    }
+}
+
+fn text(value: &ValueRef) -> Option<String> {
+    match value {
+        ValueRef::String(text) => text.as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// Text of no encoding, for the kernel: no NUL.
+fn bytes(value: &ValueRef) -> Option<Vec<u8>> {
+    let bytes = match value {
+        ValueRef::Binary(bytes) => *bytes,
+        ValueRef::String(text) => text.as_bytes(),
+        _ => return None,
+    };
+    (!bytes.contains(&0)).then(|| bytes.to_vec())
+}
+
+fn list<T>(value: &ValueRef, read: impl Fn(&ValueRef) -> Option<T>) -> Option<Vec<T>> {
+    match value {
+        ValueRef::Array(items) => items.iter().map(read).collect(),
+        _ => None,
+    }
+}
+
+fn sixteen(value: &ValueRef) -> Option<[u8; 16]> {
+    match value {
+        ValueRef::Binary(bytes) => <[u8; 16]>::try_from(*bytes).ok(),
+        _ => None,
+    }
+}
+
+fn signal(value: &ValueRef) -> Option<i32> {
+    i32::try_from(value.as_u64()?)
+        .ok()
+        .filter(|n| (1..=64).contains(n))
+}
+
+fn terminal_size(value: &ValueRef) -> Option<TerminalSize> {
+    let ValueRef::Map(fields) = value else {
+        return None;
+    };
+    let fields = Map(fields.clone());
+    let cells = |name| {
+        fields
+            .required(name, |v| u16::try_from(number(v)?).ok())
+            .ok()
+    };
+    Some(TerminalSize {
+        rows: cells("rows")?,
+        cols: cells("cols")?,
+    })
+}
+
+/// Read a HELLO.
+pub fn host_hello(payload: &[u8]) -> Result<HostHello, Violation> {
+    let map = Map::read(payload)?;
+    let read = || -> Field<HostHello> {
+        let versions = map.required("versions", |v| list(v, number))?;
+        Ok(HostHello {
+            version: VERSIONS.into_iter().find(|v| versions.contains(v)),
+            nonce: map.required("nonce", sixteen)?,
+            next_key: map.required("next_key", sixteen)?,
+        })
+    };
+    read().map_err(|_| BAD_MAP)
+}
+
+/// Read a CONTROL. Unknown keys are ignored.
+pub fn control(payload: &[u8]) -> Result<Control, Violation> {
+    let map = Map::read(payload)?;
+    let read = || -> Field<Control> {
+        Ok(Control {
+            signal: map.optional("signal", signal)?,
+            resize: map.optional("resize", terminal_size)?,
+            hangup: map.flag("hangup")?,
+            detach: map.flag("detach")?,
+        })
+    };
+    read().map_err(|_| BAD_MAP)
+}
+
+/// Read an OPEN.
+///
+/// What is no map with an `op` is a violation. An unknown operation, or a known one with wrong fields,
+/// is refused, so that a newer host can ask and be told.
+pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
+    let map = Map::read(payload)?;
+    let operation = map.required("op", text).map_err(|_| BAD_MAP)?;
+    let request = match operation.as_str() {
+        "exec" => exec(&map).map(|exec| Request::Exec(Box::new(exec))),
+        "attach" => attach(&map).map(Request::Attach),
+        "jobs" => Ok(Request::Jobs),
+        "forget" => map
+            .required("job", number)
+            .map(|job| Request::Forget { job }),
+        "signal" => map.required("job", number).and_then(|job| {
+            let signal = map.required("signal", signal)?;
+            Ok(Request::Signal { job, signal })
+        }),
+        "clock" => map
+            .required("realtime_ns", signed)
+            .map(|realtime_ns| Request::Clock { realtime_ns }),
+        "configure" => configure(&map).map(Request::Configure),
+        "grow" => Ok(Request::Grow),
+        "poweroff" => power_off(&map),
+        "sync" => Ok(Request::Sync),
+        _ => {
+            return Ok(Err(Refusal::new("unknown-operation", "no such operation")));
+        }
+    };
+    Ok(request.map_err(|BadField(name)| Refusal::invalid(format!("bad or missing field {name}"))))
+}
+
+fn exec(map: &Map) -> Field<Exec> {
+    let exec = Exec {
+        argv: map
+            .optional("argv", |v| list(v, bytes))?
+            .unwrap_or_default(),
+        env: map.optional("env", |v| list(v, bytes))?.unwrap_or_default(),
+        cwd: map.optional("cwd", bytes)?,
+        user: map
+            .optional("user", text)?
+            .unwrap_or_else(|| "root".to_owned()),
+        tty: map.optional("tty", terminal_size)?,
+        stdin: map.flag("stdin")?,
+        login: map.flag("login")?,
+        builtin: map.optional("builtin", |v| Builtin::from_name(&text(v)?))?,
+        detached: map.flag("detached")?,
+        label: map.optional("label", text)?.unwrap_or_default(),
+    };
+    if exec.argv.len() > MAX_ARGUMENTS || (exec.argv.is_empty() && !exec.login) {
+        return Err(BadField("argv"));
+    }
+    if exec.label.len() > MAX_LABEL {
+        return Err(BadField("label"));
+    }
+    if exec.user.len() > MAX_LABEL || exec.user.contains('\0') {
+        return Err(BadField("user"));
+    }
+    Ok(exec)
+}
+
+fn attach(map: &Map) -> Field<Attach> {
+    // `stdin_sent` needs no answer but `stdin_received`, and whoever has not sent that much cannot.
+    map.offset("stdin_sent")?;
+    Ok(Attach {
+        job: map.required("job", number)?,
+        stdout_received: map.offset("stdout_received")?,
+        stderr_received: map.offset("stderr_received")?,
+    })
+}
+
+fn configure(map: &Map) -> Field<Configure> {
+    let hostname = map.optional("hostname", |v| {
+        // HOST_NAME_MAX of Linux; the characters are those of RFC 1123.
+        text(v).filter(|name| {
+            (1..=64).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        })
+    })?;
+    let entropy = map.optional("entropy", |v| match v {
+        ValueRef::Binary(bytes) if bytes.len() <= MAX_ENTROPY => Some(bytes.to_vec()),
+        _ => None,
+    })?;
+    // machine-id(5): 32 lower-case hexadecimal digits.
+    let machine_id = map.optional("machine_id", |v| {
+        text(v).filter(|id| {
+            id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    })?;
+    Ok(Configure {
+        hostname,
+        entropy,
+        machine_id,
+    })
+}
+
+fn power_off(map: &Map) -> Field<Request> {
+    Ok(Request::PowerOff {
+        reboot: map.flag("reboot")?,
+        grace_ms: map.optional("grace_ms", number)?.unwrap_or(10_000),
+    })
+}
+
+// -- to the host ----------------------------------------------------------------------------------
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Code(i32),
+    Signal { number: i32, core: bool },
+}
+
+/// A job, in HELLO and in the answer to `jobs`.
+#[derive(Debug)]
+pub struct JobRecord<'a> {
+    pub job: u64,
+    pub pid: i32,
+    pub label: &'a str,
+    pub argv: &'a [Vec<u8>],
+    pub user: &'a str,
+    pub tty: bool,
+    pub detached: bool,
+    pub started_ns: u64,
+    pub attached: bool,
+    pub exit: Option<(Ended, [u64; 2])>,
+}
+
+/// Write a map. What the agent says is its own and bounded, so this cannot fail.
+///
+/// # Panics
+/// When a message is larger than a frame, which would be a defect here.
+#[must_use]
+pub fn map(fields: Vec<(&str, Value)>) -> Vec<u8> {
+    let fields = fields
+        .into_iter()
+        .map(|(k, v)| (Value::from(k), v))
+        .collect();
+    let mut bytes = Vec::with_capacity(128);
+    encode::write_value(&mut bytes, &Value::Map(fields)).expect("a Vec takes everything");
+    assert!(bytes.len() <= MAX_PAYLOAD, "own messages fit a frame");
+    bytes
+}
+
+/// Payload of ERROR.
+#[must_use]
+pub fn error(refusal: &Refusal) -> Vec<u8> {
+    map(vec![
+        ("code", refusal.code.into()),
+        ("message", refusal.message.as_str().into()),
+        ("errno", refusal.errno.map_or(Value::Nil, Value::from)),
+    ])
+}
+
+/// Payload of EXIT, with the bytes dropped of stdout and stderr.
+#[must_use]
+pub fn exit(ended: Ended, dropped: [u64; 2]) -> Vec<u8> {
+    let Value::Map(fields) = exit_value(ended, dropped) else {
+        unreachable!("it is made as a map")
+    };
+    let mut bytes = Vec::with_capacity(64);
+    encode::write_value(&mut bytes, &Value::Map(fields)).expect("a Vec takes everything");
+    bytes
+}
+
+fn exit_value(ended: Ended, dropped: [u64; 2]) -> Value {
+    let mut fields: Vec<(Value, Value)> = match ended {
+        Ended::Code(code) => vec![("code".into(), code.into())],
+        Ended::Signal { number, core } => vec![
+            ("signal".into(), number.into()),
+            ("core".into(), core.into()),
+        ],
+    };
+    let counts = vec![
+        ("stdout".into(), dropped[0].into()),
+        ("stderr".into(), dropped[1].into()),
+    ];
+    fields.push(("dropped".into(), Value::Map(counts)));
+    Value::Map(fields)
+}
+
+/// The value of `jobs`: as many as fit one frame, with texts shortened to fit.
+#[must_use]
+pub fn jobs(records: &[JobRecord]) -> Value {
+    /// Bytes of a record beside its texts, at the most: keys 63, numbers 43, exit 60.
+    const FIXED: usize = 180;
+    /// What the rest of a HELLO may take.
+    const REST: usize = 1_024;
+    let each = (MAX_PAYLOAD - REST) / records.len().max(1);
+    // No more than what listings can show, and never so many values that the host refuses them.
+    let texts = each.saturating_sub(FIXED).min(1_024);
+    Value::Array(records.iter().map(|job| record(job, texts)).collect())
+}
+
+fn record(job: &JobRecord, room: usize) -> Value {
+    const MAX_LISTED_ARGUMENTS: usize = 12;
+    let user = shortened(job.user, room.min(64));
+    let label = shortened(job.label, room - user.len());
+    let mut room = room - user.len() - label.len();
+    let mut argv = Vec::new();
+    for argument in job.argv.iter().take(MAX_LISTED_ARGUMENTS) {
+        // Two bytes of msgpack per argument.
+        let Some(left) = room.checked_sub(2).filter(|&n| n > 0) else {
+            break;
+        };
+        let part = &argument[..argument.len().min(left)];
+        room = left - part.len();
+        argv.push(Value::Binary(part.to_vec()));
+    }
+    let exit = job
+        .exit
+        .map_or(Value::Nil, |(ended, dropped)| exit_value(ended, dropped));
+    let fields: Vec<(&str, Value)> = vec![
+        ("job", job.job.into()),
+        ("pid", job.pid.into()),
+        ("label", label.into()),
+        ("argv", Value::Array(argv)),
+        ("user", user.into()),
+        ("tty", job.tty.into()),
+        ("detached", job.detached.into()),
+        ("started_ns", job.started_ns.into()),
+        ("attached", job.attached.into()),
+        ("exit", exit),
+    ];
+    Value::Map(fields.into_iter().map(|(k, v)| (k.into(), v)).collect())
+}
+
+fn shortened(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
