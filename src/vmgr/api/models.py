@@ -196,7 +196,8 @@ class ExecSpec(Model):
     stdin: bool = False
     login: bool = False
     """A login shell instead of `argv`."""
-    builtin: Literal["pack", "unpack"] | None = None
+    builtin: Literal["pack", "unpack", "stat", "read", "write"] | None = None
+    """A program of the agent's own, to which `argv[1:]` are arguments; see the agent protocol."""
     detached: bool = False
 
 

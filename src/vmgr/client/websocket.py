@@ -132,12 +132,7 @@ class Stream:
                 self.opened = True
                 self.notes.read(event.extra_headers)
             case ws.CloseConnection():
-                if self._socket.state is ConnectionState.REMOTE_CLOSING:
-                    self._send(event.response())
-                elif self._socket.state is not ConnectionState.CLOSED:
-                    # wsproto's own conclusion from bytes that are no frame.
-                    raise RemoteProtocolError(event.reason or "")
-                self.closed = True
+                self._closed_by_helper(event)
             case ws.RejectConnection():
                 self.notes.read(event.headers)
                 self._rejection = (event.status_code, bytearray())
@@ -150,3 +145,11 @@ class Stream:
                     raise HelperUnavailableError("the helper's answer is too long")
                 if event.body_finished:
                     raise error_answer(status, bytes(body))
+
+    def _closed_by_helper(self, event: ws.CloseConnection) -> None:
+        if self._socket.state is ConnectionState.REMOTE_CLOSING:
+            self._send(event.response())
+        elif self._socket.state is not ConnectionState.CLOSED:
+            # wsproto's own conclusion from bytes that are no frame.
+            raise RemoteProtocolError(event.reason or "")
+        self.closed = True
