@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Home
+    from tests.conftest import Home
 
 pytestmark = pytest.mark.vm
 

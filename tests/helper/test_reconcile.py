@@ -7,13 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-
-from conftest import kill_and_wait
+from tests.conftest import kill_and_wait
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Home
+    from tests.conftest import Home
 
 pytestmark = pytest.mark.vm
 
