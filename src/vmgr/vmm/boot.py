@@ -53,7 +53,9 @@ class Booted(Generic[T]):
 class StartVmm(Protocol):
     """Starts a machine's VMM; `verbose` lets the guest's kernel tell each step."""
 
-    def __call__(self, *, verbose: bool) -> Awaitable[Vmm]: ...
+    def __call__(self, *, verbose: bool) -> Awaitable[Vmm]:
+        """Start it."""
+        ...
 
 
 class _SilentError(Exception):

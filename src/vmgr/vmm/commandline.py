@@ -7,10 +7,12 @@ docs/decisions/0003-machine-type-and-boot.md.
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+from vmgr.errors import UsageError
 from vmgr.vmm.options import option, plain_value
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ AcceleratorName = Literal["kvm", "tcg"]
 
 AGENT_PORT: Final = "vmgr.agent"  # docs/agent-protocol.md
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# Images say what their init is. The kernel splits its line at blanks and knows double quotes.
+_INIT: Final = re.compile(r'/[^\s"\0-\x20\x7f]{1,255}')
+_COMMAND_LINE_MAX: Final = 2047  # COMMAND_LINE_SIZE less its NUL, arch/x86/include/asm/setup.h
 
 # TCG keeps translated guest code in a buffer that by default may grow to 1 GiB for each VMM. A
 # quarter holds a busy Debian; when full it is emptied and filled anew.
@@ -78,6 +84,9 @@ def kernel_command_line(
 
     Args:
         verbose: let the kernel tell each step, for a boot that went wrong before.
+
+    Raises:
+        UsageError: it would not mean what the spec says.
     """
     words = ["console=ttyS0"]
     if not verbose:
@@ -95,9 +104,21 @@ def kernel_command_line(
         words.append("no_timer_check")
     words.append(f"vmgr.hostname={spec.name}")
     if spec.init is not None:
+        if not _INIT.fullmatch(spec.init):
+            raise UsageError(
+                f"{spec.init!r} cannot be an init program",
+                next_step="import the image again with an absolute path without blanks",
+            )
         words.append(f"vmgr.init={spec.init}")
     words += spec.kernel_parameters
-    return plain_value(" ".join(words))
+    line = plain_value(" ".join(words))
+    if len(line.encode()) > _COMMAND_LINE_MAX:
+        raise UsageError(
+            f"the kernel's command line is longer than the {_COMMAND_LINE_MAX} bytes "
+            "that a kernel takes",
+            next_step="give fewer kernel parameters",
+        )
+    return line
 
 
 def command_line(
@@ -111,7 +132,7 @@ def command_line(
     """The arguments, QEMU's program first.
 
     Raises:
-        UsageError: a path has a line break or NUL in it.
+        UsageError: a path has a line break or NUL in it; or as `kernel_command_line`.
     """
     return [
         str(qemu.program),

@@ -78,9 +78,8 @@ class Qmp:
             async with asyncio.timeout(deadline):
                 await qmp._client.connect(str(path))
         except (QMPError, OSError, EOFError) as error:
-            cause = error.__cause__ or error
             raise MachineError(
-                f"the VMM of machine {name} cannot be reached: {cause or 'it does not answer'}",
+                f"the VMM of machine {name} cannot be reached: {_why(error)}",
                 next_step=f"look at: vmgr logs {name}",
             ) from error
         qmp._watcher = asyncio.create_task(qmp._watch(), name=f"qmp {name}")
@@ -138,3 +137,15 @@ class Qmp:
             # How a connection ends matters to nobody; that QEMU closed it is the usual way.
             log.debug("QMP of %s ended: %r", self._name, error)
         self.closed.set()
+
+
+def _why(error: Exception) -> str:
+    """What went wrong while connecting, on one line of bounded length."""
+    cause = error.__cause__ if isinstance(error, QMPError) and error.__cause__ else error
+    if isinstance(cause, TimeoutError):
+        return "it does not answer"
+    if isinstance(cause, EOFError):
+        return "it ends the connection"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
