@@ -12,13 +12,11 @@ readonly -a system_needs=(
   'qemu-utils:command qemu-img'
   'mmdebstrap:command mmdebstrap'
   'e2fsprogs:command mke2fs'
-  'squashfs-tools:command mksquashfs'
   'uidmap:command newuidmap'
   'zstd:command zstd'
   'kmod:command depmod'
   'dpkg:command dpkg-deb'
   'util-linux:command setpriv'
-  'bubblewrap:command bwrap'
   'ca-certificates:file /etc/ssl/certs/ca-certificates.crt'
 )
 # Debian 12's plain rustc (1.63) is too old; rustc-web is the current one, kept for browsers.
