@@ -7,8 +7,8 @@ Settled by measurement, see docs/decisions/0002-disks-and-kernel-bundles.md:
 - Inode tables are declared zeroed: a sparse file is. Otherwise the guest's kernel would write
   gigabytes of zeros into each machine's disk in the background (`noinit_itable` in the superblock
   says the same for the groups that a later growth adds).
-- The features are listed, not left to the host's mke2fs.conf: equal input gives an equal file, and
-  the guest's kernel knows all of them.
+- The features are listed, not left to the host's mke2fs.conf: every host makes the same file
+  system, and the guest's kernel knows all of them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,21 @@ from vmgr.errors import StateError, UsageError
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from vmgr.artifact.privilege import Privilege
 
-__all__ = ["BLOCK_SIZE", "make_root", "make_tree_disk", "minimum_size", "resized_copy"]
+__all__ = [
+    "make_root",
+    "make_tree_disk",
+    "minimum_size",
+    "resized_copy",
+    "set_capabilities",
+]
 
-BLOCK_SIZE: Final = 4_096
+_BLOCK_SIZE: Final = 4_096
 _UUID: Final = "6f4ab1c2-0d3e-4c55-9d2a-766d67720001"  # no two of these meet in one machine
 _HASH_SEED: Final = "6f4ab1c2-0d3e-4c55-9d2a-766d67720002"
 _FEATURES: Final = (
@@ -43,11 +49,12 @@ _JOURNAL_MIB: Final = 64
 _DEADLINE: Final = 1_800.0
 _MINIMUM: Final = re.compile(r"minimum size of the filesystem: (\d+)")
 _SLACK: Final = 32 << 20
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9._/+@-]+")
 
 # In one shell so that fakeroot, which forgets at its end, sees both.
 _FILL: Final = (
     "tar --extract --numeric-owner --same-owner --preserve-permissions --delay-directory-restore"
-    ' --xattrs --xattrs-include=security.capability --directory "$1" && shift && exec mke2fs "$@"'
+    ' --directory "$1" && shift && exec mke2fs "$@"'
 )
 
 
@@ -61,7 +68,7 @@ def _environment() -> dict[str, str]:
 def _options(directory: Path, target: Path, features: str, extra: Sequence[str]) -> list[str]:
     extended = f"hash_seed={_HASH_SEED},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
     return [
-        "-q", "-F", "-t", "ext4", "-O", features, "-b", str(BLOCK_SIZE), "-I", "256",
+        "-q", "-F", "-t", "ext4", "-O", features, "-b", str(_BLOCK_SIZE), "-I", "256",
         "-m", "0", "-U", _UUID, "-E", f"{extended},assume_storage_prezeroed=1",
         *extra, "-d", str(directory), str(target),
     ]  # fmt: skip
@@ -104,6 +111,40 @@ async def make_root(
         raise failed(error, "make the file system", target.parent) from error
 
 
+async def set_capabilities(disk: Path, capabilities: Mapping[str, bytes], work: Path) -> None:
+    """Give files their capabilities (xattr `security.capability`) in a file system image.
+
+    Written straight into the image: on the way there, through a user namespace or fakeroot (which
+    forgets a file's type when its attribute is set), they would not come out the same.
+
+    Args:
+        disk: the image.
+        capabilities: the attribute's value by path below the root; odd paths are left without.
+        work: an existing private directory.
+
+    Raises:
+        VmgrError: it could not be done.
+    """
+    lines = []
+    for number, (path, value) in enumerate(capabilities.items()):
+        if _PLAIN_PATH.fullmatch(path):
+            (work / f"capability-{number}").write_bytes(value)
+            lines.append(f"ea_set -f {work.name}/capability-{number} /{path} security.capability\n")
+    if not lines:
+        return
+    require("debugfs")
+    script = work / "capabilities"
+    script.write_text("".join(lines))
+    done = await run(
+        ["debugfs", "-w", "-f", f"{work.name}/capabilities", disk], env=_environment(),
+        cwd=work.parent, deadline=_DEADLINE,
+    )  # fmt: skip
+    # debugfs says its version first, and always exits with 0.
+    complaints = done.stderr.decode(errors="replace").splitlines()[1:]
+    if complaints:
+        raise StateError(f"could not set the capabilities of files: {complaints[0]}")
+
+
 async def make_tree_disk(
     tree: Path, target: Path, size_bytes: int, privilege: Privilege, executor: Executor
 ) -> None:
@@ -127,7 +168,7 @@ async def minimum_size(path: Path) -> int:
     match = _MINIMUM.search(done.stdout.decode(errors="replace"))
     if match is None:
         raise StateError(f"resize2fs does not understand {path}")
-    size = int(match[1]) * BLOCK_SIZE + _SLACK
+    size = int(match[1]) * _BLOCK_SIZE + _SLACK
     return -(-size // (1 << 20)) << 20
 
 

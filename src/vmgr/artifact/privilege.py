@@ -90,9 +90,12 @@ async def find_privilege() -> Privilege:
             return Privilege(PrivilegeKind.SUBIDS, namespace, min(counts), "")
         reason = reason or f"only {min(counts)} ids in /etc/subuid and /etc/subgid"
     require("fakeroot", "fakechroot")
-    # A user namespace of one id is allowed in most places where ranges are not; it is only for
-    # the pid namespace, so that fakeroot's daemon cannot outlive the build.
+    # A user namespace of one id is allowed in many places where ranges are not. It is only for the
+    # pid namespace: fakeroot's daemon leaves every process group and would outlive the build. As
+    # giving a file away fails there with EINVAL, which fakeroot takes for an error (unlike EPERM),
+    # it is told not to try, see fakeroot(1).
     alone = ("unshare", "--user", "--map-current-user", *_ALONE, "--")
+    alone = (*alone, "env", "FAKEROOTDONTTRYCHOWN=1")
     if await _attempt([*alone, "true"]) is not None:
         alone = ()
     return Privilege(PrivilegeKind.FAKEROOT, alone, _ALL_IDS, reason)

@@ -14,6 +14,7 @@ PACKAGES: Final = {
     "apt-cache": "apt",
     "apt-config": "apt",
     "apt-get": "apt",
+    "debugfs": "e2fsprogs",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "fakechroot": "fakechroot",

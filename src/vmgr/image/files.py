@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 import msgspec
 
 from vmgr.artifact.apt import Apt
-from vmgr.artifact.ext4 import make_root, minimum_size
+from vmgr.artifact.ext4 import make_root, minimum_size, set_capabilities
 from vmgr.artifact.faults import failed, human_size, require_space
 from vmgr.artifact.privilege import Privilege, find_privilege
-from vmgr.artifact.sparse import allocated_bytes, digest_sparse
+from vmgr.artifact.sparse import allocated_bytes
 from vmgr.artifact.staging import discard, publish, remove_residue, residue, staging
 from vmgr.artifact.tools import require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, UsageError, VmgrError
@@ -256,6 +256,9 @@ class ImageFiles:
             raise problem
         if isinstance(outcome, BaseException):
             raise outcome
+        work = stage / "capabilities"
+        work.mkdir()
+        await set_capabilities(stage / DISK_NAME, outcome.capabilities, work)
         return outcome
 
     async def _finish(
@@ -270,10 +273,9 @@ class ImageFiles:
         env: dict[str, str],
         entrypoint: Names,
     ) -> Image:
-        """Name what is in `stage` by its content, write its metadata, and show it."""
+        """Write the metadata of what is in `stage`, and show it under its digest."""
         disk = stage / DISK_NAME
-        progress("Naming the image by its content", 0.97)
-        disk_digest = await self._in_executor(digest_sparse, disk)
+        progress("Saving the image", 0.97)
         metadata = Metadata(
             version=METADATA_VERSION,
             source=source,
@@ -283,7 +285,7 @@ class ImageFiles:
             env=dict(env),
             entrypoint=[*entrypoint],
             architecture=contents.architecture(),
-            disk_digest=disk_digest,
+            content_digest=contents.digest,
             disk_bytes=DEFAULT_DISK_BYTES,
             minimum_disk_bytes=await minimum_size(disk),
         )

@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_DISK_BYTES", "DISK_NAME", "METADATA_NAME", "Image", "Metadat
 
 DISK_NAME: Final = "root.ext4"
 METADATA_NAME: Final = "image.json"
-METADATA_VERSION: Final = 1
+METADATA_VERSION: Final = 2
 DEFAULT_DISK_BYTES: Final = 64 << 30
 """The size of an image's own file system, and of a machine's disk unless it asks otherwise."""
 METADATA_LIMIT: Final = 1 << 20
@@ -33,24 +33,28 @@ class Metadata(Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
     env: dict[str, str]
     entrypoint: list[str]
     architecture: str
-    disk_digest: str
+    content_digest: str
     disk_bytes: int
     minimum_disk_bytes: int
 
     def digest(self) -> str:
-        """The image's digest: of the disk's content and of all that changes how a machine runs.
+        """The image's digest: of its files and of all that changes how a machine runs.
 
-        SHA-256 over the JSON (sorted keys, no blanks) of architecture, default_user, disk_digest,
-        entrypoint, env and init. Two images that differ only in source or date are one.
+        SHA-256 over the JSON (sorted keys, no blanks) of architecture, content_digest (see
+        `vmgr.image.tarball.Contents.digest`), default_user, disk_bytes, entrypoint, env, init and
+        version. Two images that differ only in source or date are one. It is the files that are
+        named, not the file system made of them: mke2fs writes down when it was made.
         """
         body = msgspec.json.encode(
             {
                 "architecture": self.architecture,
+                "content_digest": self.content_digest,
                 "default_user": self.default_user,
-                "disk_digest": self.disk_digest,
+                "disk_bytes": self.disk_bytes,
                 "entrypoint": self.entrypoint,
                 "env": self.env,
                 "init": self.init,
+                "version": self.version,
             },
             order="sorted",
         )

@@ -15,6 +15,7 @@ Sizes are bounded by what the host has free, before the bytes are written.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import io
 import struct
 import tarfile
@@ -29,6 +30,8 @@ from vmgr.image.recipes import AddedFile, AddedLink
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from _typeshed import ReadableBuffer
+
 __all__ = ["Contents", "Limits", "clean"]
 
 _MAX_ENTRIES: Final = 2_000_000
@@ -38,6 +41,8 @@ _MAX_LINKS: Final = 40  # as the kernel, see path_resolution(7)
 _MAX_TIME: Final = 2**33
 _EMPTIED: Final = frozenset({"dev", "proc", "run", "sys"})
 _CAPABILITY: Final = "SCHILY.xattr.security.capability"
+_CAPABILITY_SIZES: Final = (20, 24)  # struct vfs_cap_data, vfs_ns_cap_data of linux/capability.h
+_MAX_CAPABILITIES: Final = 1_000
 _ELF_HEAD: Final = 20
 _PROGRAM_DIRECTORIES: Final = ("bin", "sbin", "usr/bin", "usr/sbin")
 _INITS: Final = ("sbin/init", "usr/lib/systemd/systemd", "lib/systemd/systemd", "usr/sbin/init")
@@ -69,7 +74,23 @@ class Contents:
     files: set[str] = field(default_factory=set)
     machines: dict[str, int] = field(default_factory=dict)
     """ELF machine numbers of programs, by path."""
+    capabilities: dict[str, bytes] = field(default_factory=dict)
+    """Values of the xattr `security.capability`, by path; they do not go into the clean stream."""
     bytes: int = 0
+    stream_sha256: str = ""
+    """Of the clean stream, in hexadecimal."""
+
+    @property
+    def digest(self) -> str:
+        """What names these files: `sha256:` and 64 hexadecimal digits.
+
+        Over `stream_sha256` and, in order of paths, a line of path, blank and value in hexadecimal
+        for each file with capabilities.
+        """
+        total = hashlib.sha256(self.stream_sha256.encode())
+        for path, value in sorted(self.capabilities.items()):
+            total.update(f"\n{path} {value.hex()}".encode(errors="surrogateescape"))
+        return f"sha256:{total.hexdigest()}"
 
     def resolve(self, path: str, *, last: bool = True) -> str:
         """Follow symbolic links with the archive's root as `/`.
@@ -166,13 +187,14 @@ def clean(
     ours = {entry.path for entry in added}
     patterns = [p.removesuffix("/") for p in drop]
     contents = Contents(label)
+    output = _Digesting(target)
     try:
         with (
             tarfile.open(
                 fileobj=ForwardReader(source, label), mode="r:", errors="surrogateescape"
             ) as reader,
             tarfile.open(
-                fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
+                fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
             ) as writer,
         ):
             root = tarfile.TarInfo(".")
@@ -195,6 +217,7 @@ def clean(
         raise UsageError(f"{label} is not a tar archive or is damaged: {error}") from error
     except (EOFError, ValueError, UnicodeError, OverflowError) as error:
         raise UsageError(f"{label} is damaged: {error}") from error
+    contents.stream_sha256 = output.sha256.hexdigest()
     return contents
 
 
@@ -220,6 +243,19 @@ def _dropped(path: str, patterns: Sequence[str]) -> bool:
         if fnmatch.fnmatchcase("/".join(path.split("/", depth)[:depth]), pattern):
             return True
     return False
+
+
+class _Digesting(io.RawIOBase):
+    """A file for writing that digests what goes through."""
+
+    def __init__(self, target: IO[bytes]) -> None:
+        self._target = target
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Pass `data` on."""
+        self.sha256.update(data)
+        return self._target.write(data)
 
 
 def _forget_members(archive: Any) -> None:
@@ -303,6 +339,7 @@ class _Cleaner:
         self._contents.links.pop(path, None)
         self._contents.files.discard(path)
         self._contents.machines.pop(path, None)
+        self._contents.capabilities.pop(path, None)
 
     def _directory(self, entry: tarfile.TarInfo, path: str) -> None:
         entry.type = tarfile.DIRTYPE
@@ -353,10 +390,10 @@ class _Cleaner:
                 details={"limit_bytes": self._limits.bytes},
             )
         entry.size = member.size
-        capability = member.pax_headers.get(_CAPABILITY)
-        if capability is not None:
-            entry.pax_headers = {_CAPABILITY: capability}
         self._forget(entry.name)
+        capability = member.pax_headers.get(_CAPABILITY, "").encode(errors="surrogateescape")
+        if len(capability) in _CAPABILITY_SIZES and len(contents.capabilities) < _MAX_CAPABILITIES:
+            contents.capabilities[entry.name] = capability
         contents.files.add(entry.name)
         if entry.name.rpartition("/")[0] in _PROGRAM_DIRECTORIES or entry.name in _INITS:
             head = body.read(_ELF_HEAD)
