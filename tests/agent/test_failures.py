@@ -62,6 +62,13 @@ def test_other_refusals(
     assert error.message == sentence
 
 
+def test_a_stream_that_the_agent_ended_did_start() -> None:
+    failure = m.Failure(code="fell-behind", message="the consumer did not keep up")
+    error = to_error(failure, EXEC, "box", opened=True)
+    assert type(error) is AgentError
+    assert error.message == ("the agent of box let go of the command: the consumer did not keep up")
+
+
 def test_what_a_machine_says_cannot_steer_a_terminal() -> None:
     failure = m.Failure(code="io", message="\x1b[2J\r\nroot# \u202egnp.exe")
     error = to_error(failure, m.Grow(), "box")

@@ -471,10 +471,11 @@ class AgentChannel:
         answer = self._requests.get(number)
         sink = self._sinks.get(number)
         request = self._asked.get(number)
+        opened = number in self._jobs
         self.release(number)
         if request is None:
             return
-        error = to_error(failure, request, self.machine)
+        error = to_error(failure, request, self.machine, opened=opened)
         if answer is not None and not answer.done():
             answer.set_exception(error)
         elif sink is not None:

@@ -33,8 +33,17 @@ def printable(text: str) -> str:
     return shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"
 
 
-def to_error(failure: Failure, request: Request, machine: str) -> VmgrError:
-    """The error for `failure`, the answer to `request` in the machine of that name."""
+def to_error(
+    failure: Failure, request: Request, machine: str, *, opened: bool = False
+) -> VmgrError:
+    """The error for `failure` in the machine of that name.
+
+    Args:
+        failure: what the agent said.
+        request: what it answers.
+        machine: for sentences.
+        opened: the request had been accepted, and its stream is ended by this.
+    """
     code = failure.code
     said = printable(failure.message or code)
     details: dict[str, Any] = {"code": printable(code), "errno": failure.errno}
@@ -46,6 +55,9 @@ def to_error(failure: Failure, request: Request, machine: str) -> VmgrError:
     elif code in {"too-many-jobs", "too-many-channels"}:
         kind, sentence = ResourceError, f"too many commands are running in {machine}"
         next_step = "wait until some of them have ended"
+    elif opened:
+        sentence = f"the agent of {machine} let go of the command: {said}"
+        next_step = f"see whether it still runs with `vmgr info {machine}`"
     elif isinstance(request, ExecRequest):
         kind = ExecError
         sentence, next_step, exit_code = _exec_failed(failure, request, machine)
