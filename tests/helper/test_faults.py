@@ -10,12 +10,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import SMALL, kill_and_wait
+from tests.conftest import SMALL, kill_and_wait
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Home
+    from tests.conftest import Home
 
 pytestmark = pytest.mark.vm
 
@@ -215,7 +215,8 @@ def test_no_space_left(home: Home) -> None:
     nothing_left(home)
 
 
-# -- vmgr's own files --------------------------------------------------------------------------------
+# -- vmgr files ---------------------------------------------------------------------------------
+# -- vmgr own files -----------------------------------------------------------------------------
 
 
 def test_a_newer_database(home: Home) -> None:

@@ -68,7 +68,7 @@ class Api(Streaming):
         return status
 
     async def doctor(self, _call: Call) -> m.DoctorReport:
-        return await examine(self._helper.paths, self._helper.config)
+        return await examine(self._helper.paths, await self._helper.settings())
 
     # -- configuration -----------------------------------------------------------------------
 

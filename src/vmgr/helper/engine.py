@@ -86,8 +86,10 @@ class Engine:
         Raises:
             UnsupportedError: there is none, or it is too old.
         """
-        override = self._helper.config.get("qemu.path") or None
-        return await find_qemu(self._probes, self._services.executors.files, override=override)
+        override = str((await self._helper.settings()).get("qemu.path"))
+        return await find_qemu(
+            self._probes, self._services.executors.files, override=override or None
+        )
 
     async def qemu_version(self) -> str | None:
         """Its version, None when there is none."""
@@ -140,7 +142,7 @@ class Engine:
             boot_id=None,
         )
         spec = self._spec(machine, kernel)
-        config = self._helper.config
+        config = await self._helper.settings()
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
             vmm = await Vmm.start(
@@ -247,7 +249,9 @@ class Engine:
         machine.vmm = vmm
         self._watch(machine, vmm)
         booting = machine.status == "starting"
-        deadline = float(self._helper.config.get("boot.timeout")) if booting else ADOPT_DEADLINE
+        deadline = ADOPT_DEADLINE
+        if booting:
+            deadline = float((await self._helper.settings()).get("boot.timeout"))
         channel = await self._connect(machine)
         try:
             async with asyncio.timeout(deadline):
@@ -284,7 +288,7 @@ class Engine:
         vmm = machine.vmm
         if vmm is None:
             raise WrongStateError(f"machine {machine.name} has no VMM to stop")
-        config = self._helper.config
+        config = await self._helper.settings()
 
         def seconds(asked: float | None, key: str) -> float:
             return float(config.get(key)) if asked is None else asked

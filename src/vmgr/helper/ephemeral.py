@@ -64,7 +64,7 @@ class EphemeralRun:
     ) -> tuple[Machine, Job]:
         machines = self._helper.machines
         wanted = msgspec.structs.replace(request.machine, ephemeral=True)
-        image = wanted.image or machines.default_image()
+        image = wanted.image or str((await self._helper.settings()).get("image.default"))
         await self._helper.images.ensure(image, progress)
         machine = await machines.create(wanted)
         try:

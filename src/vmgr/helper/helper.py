@@ -51,7 +51,6 @@ class Helper:
         """Work that is finished before the helper ends."""
         self.watchers = Tasks(fatal)
         """Work that goes on for as long as the helper does."""
-        self.config = Config.load(paths)
         self.stopping = asyncio.Event()
         self._started_at = time.time()
         self._started = time.monotonic()
@@ -98,13 +97,20 @@ class Helper:
         return notices
 
     async def with_config(self, call: Callable[[Config], T]) -> T:
-        """Use the settings in the files' executor, reading the file again if it was edited."""
+        """Use the settings as the file has them now; people edit it by hand."""
 
         def use() -> T:
-            self.config = Config.load(self.paths)
-            return call(self.config)
+            return call(Config.load(self.paths))
 
         return await self.executors.in_files(use)
+
+    async def settings(self) -> Config:
+        """The settings as the file has them now.
+
+        Raises:
+            StateError: the file has a mistake.
+        """
+        return await self.with_config(lambda config: config)
 
     async def qemu_version(self) -> str | None:
         """The version of the QEMU that machines would run in."""

@@ -102,10 +102,6 @@ class Machines:
         """Which machine uses which image: pairs of name and digest."""
         return [(m.name, m.row.image_digest) for m in self._machines.values()]
 
-    def default_image(self) -> str:
-        """The configured default."""
-        return str(self._helper.config.get("image.default"))
-
     async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""
         machines = self.all()
@@ -126,10 +122,10 @@ class Machines:
             UsageError, ResourceError: it cannot be as asked.
         """
         name = self._free_name(request.name)
-        config = self._helper.config
+        config = await self._helper.settings()
         memory = request.memory_bytes or int(config.get("machine.memory"))
         self._check_memory(memory)
-        reference = request.image or self.default_image()
+        reference = request.image or str(config.get("image.default"))
         image = await self._helper.images.resolve(reference)
         if name in self._machines:  # meanwhile
             raise _taken(name)
