@@ -10,7 +10,7 @@ from vmgr.errors import UsageError
 from vmgr.vmm.commandline import SANDBOX, SocketFds, VmmSpec, command_line, kernel_command_line
 from vmgr.vmm.qemu import Qemu
 
-QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), "7.2.22", "pc-i440fx-7.2", "b")
+QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), "7.2.22", "pc-q35-7.2", "b")
 
 
 def spec(**changes: Any) -> VmmSpec:
@@ -44,7 +44,7 @@ def test_sockets_are_handed_over_as_fds() -> None:
 
 def test_the_machine_type_is_a_versioned_one() -> None:
     argv = command_line(spec(), QEMU, "tcg", SocketFds(7, 8, 9))
-    assert argv[argv.index("-machine") + 1].startswith("pc-i440fx-7.2,")
+    assert argv[argv.index("-machine") + 1].startswith("pc-q35-7.2,")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def cache(tmp_path: Path) -> ProbeCache:
 async def test_the_real_one(cache: ProbeCache, executor: ThreadPoolExecutor) -> None:
     qemu = await find_qemu(cache, executor)
     assert qemu.release >= MINIMUM
-    assert qemu.machine_type.startswith("pc-i440fx-")
+    assert qemu.machine_type.startswith("pc-q35-")
     assert qemu.program.is_absolute()
     assert await find_qemu(cache, executor) == qemu
 
@@ -48,10 +48,10 @@ async def test_the_real_one(cache: ProbeCache, executor: ThreadPoolExecutor) -> 
 async def test_a_build_is_asked_once_and_a_replaced_one_again(
     cache: ProbeCache, executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    alias = "pc          Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-9.1)"
+    alias = "q35         Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-9.1)"
     path = program(tmp_path, "QEMU emulator version 9.1.0 (Debian 1:9.1.0)", "none    x", alias)
     qemu = await find_qemu(cache, executor, override=path)
-    assert (qemu.version, qemu.machine_type, qemu.release) == ("9.1.0", "pc-i440fx-9.1", (9, 1))
+    assert (qemu.version, qemu.machine_type, qemu.release) == ("9.1.0", "pc-q35-9.1", (9, 1))
     assert times_asked(tmp_path) == 2
     assert await find_qemu(cache, executor, override=path) == qemu
     assert times_asked(tmp_path) == 2
@@ -61,7 +61,7 @@ async def test_a_build_is_asked_once_and_a_replaced_one_again(
 
 
 async def test_too_old(cache: ProbeCache, executor: ThreadPoolExecutor, tmp_path: Path) -> None:
-    path = program(tmp_path, "QEMU emulator version 7.1.0 (x)", "pc  x (alias of pc-i440fx-7.1)")
+    path = program(tmp_path, "QEMU emulator version 7.1.0 (x)", "q35  x (alias of pc-q35-7.1)")
     with pytest.raises(UnsupportedError) as caught:
         await find_qemu(cache, executor, override=path)
     assert caught.value.message == f"{path} is QEMU 7.1.0, which is too old"
@@ -74,7 +74,10 @@ async def test_too_old(cache: ProbeCache, executor: ThreadPoolExecutor, tmp_path
     ("lines", "message"),
     [
         (("something else",), "{} does not say that it is QEMU"),
-        (("QEMU emulator version 8.0.0", "q35 x (alias of pc-q35-8.0)"), "{} has no machine type"),
+        (
+            ("QEMU emulator version 8.0.0", "pc x (alias of pc-i440fx-8.0)"),
+            "{} has no machine type",
+        ),
     ],
 )
 async def test_others(

@@ -162,7 +162,7 @@ async def prove_guest_runs(
     argv = [
         str(qemu.program),
         "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX,
-        "-machine", option(qemu.machine_type, usb=False, vmport=False),
+        "-machine", option(qemu.machine_type, usb=False, sata=False, vmport=False),
         "-accel", accelerator, "-cpu", cpu, "-smp", "2", "-m", option(size=f"{_GUEST_MEMORY_MIB}M"),
         "-action", option(reboot="shutdown", shutdown="poweroff"),
         "-serial", "stdio",

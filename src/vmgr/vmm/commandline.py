@@ -154,7 +154,10 @@ def _board(spec: VmmSpec, qemu: Qemu, accelerator: AcceleratorName) -> list[str]
     machine = option(
         qemu.machine_type,
         memory_backend="ram",
+        # Controllers of which nothing hangs here; finding that out takes emulated time.
         usb=False,
+        sata=False,
+        smbus=False,
         vmport=False,  # VMware's back door
         hpet=False,  # an emulated read is slow, and the kernel would prefer it to better clocks
         dump_guest_core=False,

@@ -1,7 +1,7 @@
 """Finding the QEMU of this host and what it offers.
 
 Versions from 7.2 (Debian 12) on are driven. The machine type is recorded with its version, as in
-`pc-i440fx-7.2`, because an unversioned one means different hardware after QEMU is upgraded.
+`pc-q35-7.2`, because an unversioned one means different hardware after QEMU is upgraded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["MINIMUM", "PROGRAM", "Qemu", "find_qemu", "qemu_program"]
 
 PROGRAM: Final = "qemu-system-x86_64"
 MINIMUM: Final = (7, 2)
-FAMILY: Final = "pc"  # see docs/decisions/0003-machine-type-and-boot.md
+FAMILY: Final = "q35"  # see docs/decisions/0003-machine-type-and-boot.md
 _DEADLINE: Final = 30.0  # seconds for a `-version`; a cold disk is slow
 _INSTALL: Final = "install QEMU 7.2 or newer, on Debian and Ubuntu: apt-get install qemu-system-x86"
 _VERSION: Final = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?([^\n]*)")

@@ -74,7 +74,7 @@ def _listener(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StateError(
-            f"cannot make the socket {path}: {error.strerror}",
+            f"cannot make the socket {path}: {error.strerror or error}",
             next_step="check that its directory is writable and the disk is not full",
         ) from error
     return listener
