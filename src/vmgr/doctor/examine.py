@@ -1,0 +1,81 @@
+"""Running all checks at once, each with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from vmgr.api.models import DoctorReport
+from vmgr.doctor import kernel, places, programs
+from vmgr.doctor.host import Host, error, warning
+from vmgr.errors import VmgrError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmgr.api.models import Check
+    from vmgr.config import Config
+    from vmgr.paths import Paths
+    from vmgr.vmm import Accelerator
+
+__all__ = ["CHECKS", "DEADLINE", "examine"]
+
+DEADLINE: Final = 1.5
+"""Seconds for each check: a file system that hangs must not hang the report."""
+
+CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
+    "QEMU": programs.qemu,
+    "qemu-img": programs.qemu_img,
+    "accelerator": kernel.accelerator,
+    "agent": programs.agent,
+    "user namespaces": kernel.user_namespaces,
+    "user id ranges": kernel.id_ranges,
+    "build tools": programs.build_tools,
+    "Debian mirrors": programs.mirrors,
+    "disk space": places.disk_space,
+    "memory": places.memory,
+    "directories": places.directories,
+    "settings": places.settings,
+    "control groups": kernel.control_groups,
+    "/dev/net/tun": kernel.tun,
+    "/dev/fuse": kernel.fuse,
+}
+
+
+async def examine(
+    paths: Paths,
+    config: Config,
+    *,
+    accelerator: Callable[[], Awaitable[Accelerator]] | None = None,
+) -> DoctorReport:
+    """Look at this host; takes no longer than `DEADLINE`, and no check fails.
+
+    Args:
+        paths: where vmgr keeps its files.
+        config: the settings.
+        accelerator: who knows what machines run on; None: only what can be told at once.
+    """
+    # Its own threads: one that hangs on a dead network file system must not take the helper's.
+    executor = ThreadPoolExecutor(len(CHECKS), thread_name_prefix="vmgr-doctor")
+    try:
+        host = Host(paths, config, executor, accelerator)
+        checks = await asyncio.gather(
+            *(conduct(name, check(host)) for name, check in CHECKS.items())
+        )
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+    return DoctorReport(checks=list(checks))
+
+
+async def conduct(name: str, looking: Awaitable[Check], deadline: float = DEADLINE) -> Check:
+    """One check, with what goes wrong in looking as its result."""
+    try:
+        async with asyncio.timeout(deadline):
+            return await looking
+    except TimeoutError:
+        return warning(name, f"no answer within {deadline:g} s")
+    except VmgrError as problem:
+        return error(name, problem.message, problem.next_step)
+    except OSError as problem:
+        return warning(name, f"could not be looked at: {problem}")

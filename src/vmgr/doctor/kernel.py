@@ -1,0 +1,188 @@
+"""What the host's kernel lets an ordinary user do. What can be tried is tried."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from vmgr.artifact.privilege import PrivilegeKind, find_privilege
+from vmgr.artifact.tools import missing_tools
+from vmgr.doctor.host import good, warning
+from vmgr.spawner import StopPolicy, run
+from vmgr.vmm import Accelerator
+from vmgr.vmm.accelerator import check_kvm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmgr.api.models import Check
+    from vmgr.doctor.host import Host
+
+__all__ = ["accelerator", "control_groups", "fuse", "id_ranges", "tun", "user_namespaces"]
+
+# Making a mount and a network namespace takes capabilities: a user namespace in which they are
+# denied (Ubuntu 24.04) is of no use.
+_PROBE: Final = ("unshare", "--user", "--map-root-user", "--mount", "--net", "true")
+_NAMESPACES: Final = "user namespaces"
+_IDS: Final = 65_536
+_FIRST_ID: Final = 100_000  # where Debian's useradd(8) begins, SUB_UID_MIN of login.defs(5)
+
+
+async def accelerator(host: Host) -> Check:
+    """What machines run on, and why not on KVM."""
+    if host.accelerator is not None:
+        found = await host.accelerator()
+    else:
+        loop = asyncio.get_running_loop()
+        cpuinfo = host.proc / "cpuinfo"
+        refusal = await loop.run_in_executor(host.executor, check_kvm, host.dev / "kvm", cpuinfo)
+        found = refusal or Accelerator("kvm", "KVM is there and is tried when a machine starts")
+    if found.name == "kvm":
+        return good("accelerator", found.reason)
+    return warning("accelerator", found.reason, found.fix)
+
+
+async def user_namespaces(host: Host, probe: tuple[str, ...] = _PROBE) -> Check:
+    """Whether namespaces can be made without being root, and who forbids it."""
+    try:
+        done = await run(probe, check=False, policy=StopPolicy(ask=None))
+    except FileNotFoundError:
+        return warning(
+            _NAMESPACES, f"{probe[0]} is not installed", host.as_root("apt-get install util-linux")
+        )
+    if done.status.ok:
+        return good(_NAMESPACES, "a mount and a network namespace were made in one")
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    loop = asyncio.get_running_loop()
+    why, fix = await loop.run_in_executor(host.executor, _who_forbids, host, probe[0])
+    reason = why or (said[-1] if said else str(done.status))
+    return warning(
+        _NAMESPACES,
+        f"you cannot make them ({reason}), so machines cannot share a network",
+        fix,
+    )
+
+
+def _who_forbids(host: Host, program: str) -> tuple[str | None, str | None]:
+    sysctl = host.proc / "sys"
+    if _read(sysctl / "kernel/unprivileged_userns_clone") == "0":
+        return "the sysctl kernel.unprivileged_userns_clone is 0", _sysctl(
+            host, "kernel.unprivileged_userns_clone=1"
+        )
+    if _read(sysctl / "user/max_user_namespaces") == "0":
+        return "the sysctl user.max_user_namespaces is 0", _sysctl(
+            host, "user.max_user_namespaces=28633"
+        )
+    if _read(sysctl / "kernel/apparmor_restrict_unprivileged_userns") == "1":
+        path = shutil.which(program) or f"/usr/bin/{program}"
+        profile = (
+            f"abi <abi/4.0>,\ninclude <tunables/global>\n"
+            f"profile vmgr-{program} {path} flags=(unconfined) {{\n  userns,\n}}\n"
+        )
+        file = f"/etc/apparmor.d/vmgr-{program}"
+        return f"AppArmor denies it to {path}", host.write_as_root(
+            profile, file, f"apparmor_parser -r {file}"
+        )
+    return None, None
+
+
+def _sysctl(host: Host, line: str) -> str:
+    file = f"/etc/sysctl.d/60-vmgr-{line.partition('=')[0].rpartition('.')[2]}.conf"
+    return host.write_as_root(f"{line}\n", file, f"sysctl -p {file}")
+
+
+async def id_ranges(host: Host) -> Check:
+    """Whether images can be built with their real owners."""
+    found = await find_privilege()
+    if found.kind is not PrivilegeKind.FAKEROOT:
+        what = "not needed by root" if found.kind is PrivilegeKind.ROOT else f"{found.ids} ids"
+        return good("user id ranges", what)
+    loop = asyncio.get_running_loop()
+    fix = await loop.run_in_executor(host.executor, range_fix, host)
+    return warning("user id ranges", f"images are built the slower way: {found.reason}", fix)
+
+
+def range_fix(host: Host) -> str | None:
+    """The command that gives the person ids of their own, in a range that nobody has."""
+    if missing_tools("newuidmap", "newgidmap"):
+        return host.as_root("apt-get install uidmap")
+    first = _FIRST_ID
+    own = {"subuid": 0, "subgid": 0}
+    for name in own:
+        for line in (_read(host.etc / name) or "").splitlines():
+            user, _, numbers = line.partition(":")
+            start, _, count = numbers.partition(":")
+            if start.isdigit() and count.isdigit():
+                first = max(first, int(start) + int(count))
+                if user in {host.user, str(host.uid)}:
+                    own[name] += int(count)
+    if min(own.values()) >= _IDS:
+        return None
+    numbers = f"{first}-{first + _IDS - 1}"
+    return host.as_root(f"usermod --add-subuids {numbers} --add-subgids {numbers} {host.user}")
+
+
+async def control_groups(host: Host) -> Check:
+    """Whether machines can be given a share of CPU and memory of their own."""
+    return await asyncio.get_running_loop().run_in_executor(host.executor, _control_groups, host)
+
+
+def _control_groups(host: Host) -> Check:
+    name = "control groups"
+    lines = (_read(host.proc / "self/cgroup") or "").splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), None)
+    root = host.sys / "fs/cgroup"
+    if own is None or not (root / "cgroup.controllers").exists():
+        return warning(name, "this host has no unified hierarchy, so machines share one limit")
+    # Paths in a container may be relative to a root that is not ours: `/../..`.
+    directory = root / own.lstrip("/")
+    if os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK):
+        return good(name, f"delegated: {own}")
+    fix = None
+    if (host.proc.parent / "run/systemd/system").is_dir():
+        fix = f"loginctl enable-linger {host.user}, then log in again"
+    return warning(name, f"{own} is not delegated to you, so machines share one limit", fix)
+
+
+async def tun(host: Host) -> Check:
+    """Whether machines can have network interfaces that share a bridge."""
+    return await _device(host, "net/tun", "tun", "machines cannot share a network")
+
+
+async def fuse(host: Host) -> Check:
+    """Whether directories of machines can be seen on the host."""
+    return await _device(host, "fuse", "fuse", "machines' directories cannot be mounted here")
+
+
+async def _device(host: Host, name: str, module: str, otherwise: str) -> Check:
+    path = host.dev / name
+    loop = asyncio.get_running_loop()
+    code = await loop.run_in_executor(host.executor, _try_to_open, path)
+    if code is None:
+        return good(f"/dev/{name}", "opens")
+    fix = None
+    if code in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
+        fix = host.as_root(f"modprobe {module}")
+    elif code in {errno.EACCES, errno.EPERM}:
+        rule = f'KERNEL=="{module}", MODE="0666"\n'
+        file = f"/etc/udev/rules.d/60-vmgr-{module}.rules"
+        fix = host.write_as_root(rule, file, f"chmod 0666 {path}")
+    return warning(f"/dev/{name}", f"does not open ({os.strerror(code)}), so {otherwise}", fix)
+
+
+def _try_to_open(path: Path) -> int | None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as problem:
+        return problem.errno or errno.EIO
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
