@@ -135,21 +135,21 @@ def measure(client: Client, image: str | None, pairs: int) -> list[Row]:
     machine = client.machine_create(CreateMachine(name="bench-boot", image=image))
     with tempfile.TemporaryDirectory(prefix="vmgr-bench-") as directory:
         try:
-            recipe = RawBoot(client.machine_start(machine.id), Path(directory))
-            client.machine_stop(machine.id, StopMachine())
+            recipe = RawBoot(client.machine_start(machine.name), Path(directory))
+            client.machine_stop(machine.name, StopMachine())
             for _ in range(pairs):
                 raw.samples.append(recipe.milliseconds())
                 with stopwatch() as whole:
-                    started = client.machine_start(machine.id)
+                    started = client.machine_start(machine.name)
                     with stopwatch() as first:
-                        done = client.exec(machine.id, ExecSpec(argv=["/bin/true"])).communicate()
+                        done = client.exec(machine.name, ExecSpec(argv=["/bin/true"])).communicate()
                 assert done.exit.exit_code == 0
                 start.samples.append(whole.milliseconds)
                 hello.samples.append((started.boot_seconds or 0) * 1000)
                 command.samples.append(first.milliseconds)
-                client.machine_kill(machine.id)
+                client.machine_kill(machine.name)
         finally:
-            client.machine_remove(machine.id, force=True)
+            client.machine_remove(machine.name, force=True)
     ratio = Row("vmgr start / raw QEMU", "x", ratios(start.samples, raw.samples), f"<= {GOAL}")
     ratio.met = ratio.median is not None and ratio.median <= GOAL
     return [raw, start, hello, command, ratio]

@@ -57,7 +57,7 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
         fresh.samples.append(resident_mb(pid))
     machine = client.machine_create(CreateMachine(name="bench-idle", image=image))
     try:
-        client.machine_start(machine.id)
+        client.machine_start(machine.name)
         pid = client.helper_status().pid
         # What follows a start (logging, tidying) is not idling.
         time.sleep(3)
@@ -67,7 +67,7 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
         idle.samples.append(100 * spent / (time.perf_counter() - began))
         used.samples.append(resident_mb(pid))
     finally:
-        client.machine_remove(machine.id, force=True)
+        client.machine_remove(machine.name, force=True)
     start.met = (start.median or 0) <= START_GOAL_MS
     fresh.met = (fresh.median or 0) <= RSS_GOAL_MB
     used.met = (used.median or 0) <= RSS_GOAL_MB
