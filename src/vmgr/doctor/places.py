@@ -96,7 +96,7 @@ def _problem(host: Host, place: Path) -> tuple[str, str | None] | None:
             host.as_root(f"chown -R {host.user}: {quoted}"),
         ),
         (bool(stat.S_IMODE(found.st_mode) & 0o077), "is open to other users", close),
-        (stat.S_IMODE(found.st_mode) & 0o700 != 0o700, "is closed to yourself", close),
+        (~found.st_mode & stat.S_IRWXU != 0, "is closed to yourself", close),
         (
             bool(os.statvfs(place).f_flag & os.ST_RDONLY),
             "is in a file system that is mounted read-only",
