@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmgr.paths import Paths
 
 
-async def test_a_call_and_its_error(paths: Paths):
+async def test_a_call_and_its_error(paths: Paths) -> None:
     def answers(connection: Connection) -> None:
         assert (connection.method, connection.target) == ("GET", "/v1/config")
         connection.answer([])
@@ -32,21 +32,21 @@ async def test_a_call_and_its_error(paths: Paths):
                 await client.machine_info("web")
 
 
-async def test_no_helper(paths: Paths):
+async def test_no_helper(paths: Paths) -> None:
     client = AsyncClient(paths, launch=False)
     assert not await client.reachable()
     with pytest.raises(HelperUnavailableError, match="no helper runs"):
         await client.version()
 
 
-async def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths):
+async def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths) -> None:
     with Peer(paths.helper_socket, lambda connection: connection.socket.recv(1)):
         client = AsyncClient(paths, launch=False, timeout=0.05)
         with pytest.raises(HelperUnavailableError, match="did not answer within 0.05 s"):
             await client.version()
 
 
-async def test_events_until_the_caller_leaves(paths: Paths):
+async def test_events_until_the_caller_leaves(paths: Paths) -> None:
     ended: list[Any] = []
 
     def script(connection: Connection) -> None:
@@ -62,7 +62,7 @@ async def test_events_until_the_caller_leaves(paths: Paths):
     assert ended == [None]
 
 
-async def test_a_cancelled_wait_leaves_nothing_behind(paths: Paths):
+async def test_a_cancelled_wait_leaves_nothing_behind(paths: Paths) -> None:
     accepted = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -81,7 +81,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(paths: Paths):
             await build
 
 
-async def test_logs(paths: Paths):
+async def test_logs(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         connection.accept()
         connection.output(b"one\n")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CAT = ExecSpec(argv=["cat"], stdin=True)
 
 
-async def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths):
+async def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths) -> None:
     data = bytes(range(256)) * 2_000
     received = bytearray()
 
@@ -47,7 +47,7 @@ async def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths):
     assert result.exit == ExitResult(code=0)
 
 
-async def test_a_conversation(paths: Paths):
+async def test_a_conversation(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         starts(connection)
         connection.output(b"name? ")
@@ -69,7 +69,7 @@ async def test_a_conversation(paths: Paths):
     assert said == b"name? hello vmgr\n"
 
 
-async def test_a_helper_that_dies_before_the_start_is_not_asked_twice(paths: Paths):
+async def test_a_helper_that_dies_before_the_start_is_not_asked_twice(paths: Paths) -> None:
     def dies(connection: Connection) -> None:
         connection.accept()
         connection.receive()

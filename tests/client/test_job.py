@@ -45,7 +45,7 @@ def serve_cat(connection: Connection, received: bytearray, *, taken: int = 0) ->
     connection.close()
 
 
-def test_megabytes_through_a_command_and_back(paths: Paths):
+def test_megabytes_through_a_command_and_back(paths: Paths) -> None:
     received = bytearray()
 
     def script(connection: Connection) -> None:
@@ -61,7 +61,7 @@ def test_megabytes_through_a_command_and_back(paths: Paths):
     assert result.exit.exit_code == 0
 
 
-def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths):
+def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths) -> None:
     """The first helper takes some input, gives some output and dies; the second goes on."""
     data = bytes(range(256)) * 2_000
     received = bytearray()
@@ -94,7 +94,7 @@ def test_a_helper_killed_amid_a_stream_loses_nothing(paths: Paths):
     assert attached[0]["type"] == "attach"
 
 
-def test_run_is_taken_up_by_the_machine_it_got(paths: Paths):
+def test_run_is_taken_up_by_the_machine_it_got(paths: Paths) -> None:
     def dies(connection: Connection) -> None:
         assert connection.target == "/v1/run"
         assert starts(connection, machine="brave-fox", job=1)["type"] == "run"
@@ -112,7 +112,7 @@ def test_run_is_taken_up_by_the_machine_it_got(paths: Paths):
         assert job.communicate().exit.exit_code == 137
 
 
-def test_helpers_that_die_again_and_again_are_given_up(paths: Paths):
+def test_helpers_that_die_again_and_again_are_given_up(paths: Paths) -> None:
     def dies(connection: Connection) -> None:
         starts(connection)
         connection.vanish()
@@ -127,7 +127,7 @@ def test_helpers_that_die_again_and_again_are_given_up(paths: Paths):
         Client(paths, launch=False).exec("web", CAT).communicate()
 
 
-def test_a_helper_that_dies_before_the_start_is_not_asked_twice(paths: Paths):
+def test_a_helper_that_dies_before_the_start_is_not_asked_twice(paths: Paths) -> None:
     def dies(connection: Connection) -> None:
         connection.accept()
         connection.receive()
@@ -140,7 +140,7 @@ def test_a_helper_that_dies_before_the_start_is_not_asked_twice(paths: Paths):
         assert peer.served == 1
 
 
-def test_a_refused_command_is_its_error(paths: Paths):
+def test_a_refused_command_is_its_error(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         connection.accept()
         connection.receive()
@@ -154,7 +154,7 @@ def test_a_refused_command_is_its_error(paths: Paths):
             job.communicate()
 
 
-def test_too_much_output_is_not_kept_and_hangs_up(paths: Paths):
+def test_too_much_output_is_not_kept_and_hangs_up(paths: Paths) -> None:
     ended: list[Any] = []
 
     def script(connection: Connection) -> None:

@@ -17,9 +17,7 @@ START = s.Start(spec=ExecSpec(argv=["cat"], stdin=True))
 
 def sent(stream: JobStream) -> list[Any]:
     """What the stream wants sent: JSON decoded, binary as it is."""
-    return [
-        m if isinstance(m, bytes) else s.decode_from_client(m) for m in stream.take_outgoing()
-    ]
+    return [m if isinstance(m, bytes) else s.decode_from_client(m) for m in stream.take_outgoing()]
 
 
 def told(stream: JobStream, message: s.FromHelper) -> list[Any]:
@@ -34,7 +32,7 @@ def started(**offsets: int) -> JobStream:
     return stream
 
 
-def test_a_command_from_start_to_exit():
+def test_a_command_from_start_to_exit() -> None:
     stream = JobStream(START, "web")
     stream.connected()
     assert sent(stream) == [START]
@@ -51,7 +49,7 @@ def test_a_command_from_start_to_exit():
     assert (stream.machine, stream.job) == ("web", 7)
 
 
-def test_credit_follows_what_was_taken_not_what_arrived():
+def test_credit_follows_what_was_taken_not_what_arrived() -> None:
     stream = started()
     for _ in range(2):
         stream.receive(b"\x01" + bytes(s.MAX_DATA))
@@ -61,7 +59,7 @@ def test_credit_follows_what_was_taken_not_what_arrived():
     assert sent(stream) == [credit]
 
 
-def test_output_beyond_the_credit_is_a_breach():
+def test_output_beyond_the_credit_is_a_breach() -> None:
     stream = started()
     for _ in range(2):
         stream.receive(b"\x01" + bytes(s.MAX_DATA))
@@ -69,7 +67,7 @@ def test_output_beyond_the_credit_is_a_breach():
         stream.receive(b"\x01x")
 
 
-def test_input_waits_for_credit_and_is_kept_until_it_is_acknowledged():
+def test_input_waits_for_credit_and_is_kept_until_it_is_acknowledged() -> None:
     stream = started()
     stream.write(bytes(s.INITIAL_CREDIT + 10))
     assert sum(len(m) - 1 for m in sent(stream)) == s.INITIAL_CREDIT
@@ -79,24 +77,24 @@ def test_input_waits_for_credit_and_is_kept_until_it_is_acknowledged():
     assert stream.input_room == s.STDIN_WINDOW - 10
 
 
-def test_messages_hold_no_more_than_max_data():
+def test_messages_hold_no_more_than_max_data() -> None:
     stream = started()
     stream.write(bytes(s.MAX_DATA + 1))
     assert [len(m) for m in sent(stream)] == [s.MAX_DATA + 1, 2]
 
 
-def test_more_input_than_room_is_the_callers_mistake():
+def test_more_input_than_room_is_the_callers_mistake() -> None:
     stream = started()
     with pytest.raises(ValueError, match="room"):
         stream.write(bytes(s.STDIN_WINDOW + 1))
 
 
-def test_an_acknowledgement_of_what_was_never_sent_is_a_breach():
+def test_an_acknowledgement_of_what_was_never_sent_is_a_breach() -> None:
     with pytest.raises(HelperUnavailableError, match="never sent"):
         told(started(), s.Credit(flow=0, acked=1, limit=100_000))
 
 
-def test_failed_is_raised_as_its_error():
+def test_failed_is_raised_as_its_error() -> None:
     stream = JobStream(START, "web")
     stream.connected()
     body = ErrorBody(code="exec-failed", message="no such program", details={"exit_code": 127})
@@ -105,7 +103,7 @@ def test_failed_is_raised_as_its_error():
     assert caught.value.exit_code == 127
 
 
-def test_a_connection_lost_before_the_start_cannot_be_taken_up():
+def test_a_connection_lost_before_the_start_cannot_be_taken_up() -> None:
     stream = JobStream(START, "web")
     stream.connected()
     assert not stream.can_attach
@@ -113,7 +111,7 @@ def test_a_connection_lost_before_the_start_cannot_be_taken_up():
         stream.disconnected()
 
 
-def test_a_lost_connection_is_taken_up_where_it_stopped():
+def test_a_lost_connection_is_taken_up_where_it_stopped() -> None:
     stream = started()
     stream.write(b"0123456789")
     stream.end_input()
@@ -126,7 +124,7 @@ def test_a_lost_connection_is_taken_up_where_it_stopped():
     assert sent(stream) == [b"\x00456789", s.FlowEnd(flow=s.STDIN)]
 
 
-def test_signals_and_the_last_size_wait_for_the_connection():
+def test_signals_and_the_last_size_wait_for_the_connection() -> None:
     stream = started()
     stream.disconnected()
     stream.connected()
@@ -139,7 +137,7 @@ def test_signals_and_the_last_size_wait_for_the_connection():
     assert sent(stream) == [s.Signal(signal=2), s.Resize(rows=50, cols=200)]
 
 
-def test_dropped_output_is_told():
+def test_dropped_output_is_told() -> None:
     stream = started()
     stream.receive(b"\x01abc")
     stream.disconnected()
@@ -148,7 +146,7 @@ def test_dropped_output_is_told():
     assert events[0] == Gap(s.STDOUT, 997)
 
 
-def test_attaching_to_a_job_that_others_fed():
+def test_attaching_to_a_job_that_others_fed() -> None:
     stream = JobStream(s.Attach(), "web", 7)
     stream.connected()
     told(stream, s.Started(machine="web", job=7, stdin_received=500, stdout_from=200))
@@ -160,7 +158,7 @@ def test_attaching_to_a_job_that_others_fed():
 
 
 @pytest.mark.parametrize("message", [b"", b"\x00in", b"\x07?", "{}", '{"type":"done","result":1}'])
-def test_messages_that_have_no_place(message: str | bytes):
+def test_messages_that_have_no_place(message: str | bytes) -> None:
     with pytest.raises(HelperUnavailableError):
         started().receive(message)
 
@@ -168,7 +166,7 @@ def test_messages_that_have_no_place(message: str | bytes):
 @pytest.mark.parametrize(
     "offsets", [{"stdin_received": 99}, {"stdout_from": 1}, {"stdin_received": 1}]
 )
-def test_offsets_that_cannot_be(offsets: dict[str, int]):
+def test_offsets_that_cannot_be(offsets: dict[str, int]) -> None:
     stream = started()
     stream.write(b"0123456789")
     stream.receive(b"\x01abc")
@@ -231,7 +229,7 @@ STEPS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(steps=STEPS)
-def test_whatever_is_cut_whenever_nothing_is_lost_or_doubled(steps: list[tuple[str, int]]):
+def test_whatever_is_cut_whenever_nothing_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
     machine, stream = Machine(), started()
     written = b""
     arrived: list[bytes] = []

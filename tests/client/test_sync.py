@@ -34,11 +34,11 @@ def face(cls: type) -> dict[str, Any]:
     }
 
 
-def test_the_twins_have_the_same_face():
+def test_the_twins_have_the_same_face() -> None:
     assert face(Client) == face(AsyncClient)
 
 
-def test_their_jobs_differ_only_in_what_a_poll_loop_needs():
+def test_their_jobs_differ_only_in_what_a_poll_loop_needs() -> None:
     shared = face(AsyncJob).keys() & face(Job).keys()
     assert shared == {"close", "communicate", "flush", "wait_events"}
     assert face(Job).keys() - shared == {"fileno", "receive", "close_and_wait"}
@@ -46,21 +46,21 @@ def test_their_jobs_differ_only_in_what_a_poll_loop_needs():
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_every_operation_has_its_method_and_no_other_has(client: type):
+def test_every_operation_has_its_method_and_no_other_has(client: type) -> None:
     assert face(client).keys() - {"close", "reachable"} == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("operation", [o for o in OPERATIONS.values() if o.stream is None])
-def test_a_method_takes_what_its_operation_does_and_gives_its_model(operation: Any):
+def test_a_method_takes_what_its_operation_does_and_gives_its_model(operation: Any) -> None:
     method = getattr(Client, operation.name)
     parameters = list(inspect.signature(method).parameters)[1:]
     assert parameters[: len(operation.path_parameters)] == operation.path_parameters
     assert {p.name for p in operation.query} <= set(parameters)
     annotation = inspect.signature(method).return_annotation
-    assert eval(annotation, {"m": m}) == operation.response  # noqa: S307 (our own annotation)
+    assert eval(annotation, {"m": m}) == operation.response
 
 
-def test_a_call(paths: Paths):
+def test_a_call(paths: Paths) -> None:
     calls: list[tuple[str, str, bytes]] = []
 
     def script(connection: Connection) -> None:
@@ -72,7 +72,7 @@ def test_a_call(paths: Paths):
     assert calls == [("PUT", "/v1/config/k", b'{"value":"1"}')]
 
 
-def test_notices_are_handed_on_also_with_an_error(paths: Paths):
+def test_notices_are_handed_on_also_with_an_error(paths: Paths) -> None:
     told: list[str] = []
 
     def script(connection: Connection) -> None:
@@ -85,14 +85,14 @@ def test_notices_are_handed_on_also_with_an_error(paths: Paths):
     assert told == ["it crashed before"]
 
 
-def test_no_helper(paths: Paths):
+def test_no_helper(paths: Paths) -> None:
     client = Client(paths, launch=False)
     assert not client.reachable()
     with pytest.raises(HelperUnavailableError, match="no helper runs"):
         client.version()
 
 
-def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths):
+def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths) -> None:
     with (
         Peer(paths.helper_socket, lambda connection: connection.socket.recv(1)),
         pytest.raises(HelperUnavailableError, match="did not answer within 0.05 s"),
@@ -100,7 +100,7 @@ def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths):
         Client(paths, launch=False, timeout=0.05).version()
 
 
-def test_a_helper_that_dies_amid_a_call(paths: Paths):
+def test_a_helper_that_dies_amid_a_call(paths: Paths) -> None:
     with (
         Peer(paths.helper_socket, Connection.vanish),
         pytest.raises(HelperUnavailableError, match="closed the connection"),
@@ -108,7 +108,7 @@ def test_a_helper_that_dies_amid_a_call(paths: Paths):
         Client(paths, launch=False).version()
 
 
-def test_logs_come_as_they_are_sent(paths: Paths):
+def test_logs_come_as_they_are_sent(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         assert connection.target == "/v1/machines/web/logs?source=vmm&follow=true&tail=5"
         connection.accept()
@@ -121,7 +121,7 @@ def test_logs_come_as_they_are_sent(paths: Paths):
         assert list(logs) == [b"one\n", b"two\n"]
 
 
-def test_leaving_a_log_closes_it(paths: Paths):
+def test_leaving_a_log_closes_it(paths: Paths) -> None:
     ended: list[Any] = []
 
     def script(connection: Connection) -> None:
@@ -136,7 +136,7 @@ def test_leaving_a_log_closes_it(paths: Paths):
     assert ended == [None]
 
 
-def test_a_failure_amid_a_stream_is_raised(paths: Paths):
+def test_a_failure_amid_a_stream_is_raised(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         connection.accept()
         connection.output(b"one\n")
@@ -150,7 +150,7 @@ def test_a_failure_amid_a_stream_is_raised(paths: Paths):
             next(logs)
 
 
-def test_events(paths: Paths):
+def test_events(paths: Paths) -> None:
     event = m.Event(seq=3, at=1.5, kind="machine.status", machine="web", data={"to": "running"})
 
     def script(connection: Connection) -> None:
@@ -163,7 +163,7 @@ def test_events(paths: Paths):
         assert list(Client(paths, launch=False).events(2)) == [event]
 
 
-def test_image_work_shows_progress_and_gives_the_image(paths: Paths):
+def test_image_work_shows_progress_and_gives_the_image(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         connection.accept()
         assert connection.receive() == {"recipe": "debian", "name": None, "force": True}
@@ -178,7 +178,7 @@ def test_image_work_shows_progress_and_gives_the_image(paths: Paths):
     assert seen == [s.Progress(message="unpacking", fraction=0.5)]
 
 
-def test_image_work_that_is_cut_off_is_no_success(paths: Paths):
+def test_image_work_that_is_cut_off_is_no_success(paths: Paths) -> None:
     def script(connection: Connection) -> None:
         connection.accept()
         connection.receive()

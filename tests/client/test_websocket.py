@@ -38,13 +38,13 @@ def server(stream: Stream) -> Server:
     return server
 
 
-def test_the_upgrade(stream: Stream, server: Server):
+def test_the_upgrade(stream: Stream, server: Server) -> None:
     assert server.request.target == "/v1/machines/web/exec"
     assert stream.opened
     assert stream.notes.notices == ["told"]
 
 
-def test_messages_both_ways(stream: Stream, server: Server):
+def test_messages_both_ways(stream: Stream, server: Server) -> None:
     stream.send("text")
     stream.send(b"\x00bytes")
     assert [e.data for e in server.received()] == ["text", b"\x00bytes"]
@@ -52,7 +52,7 @@ def test_messages_both_ways(stream: Stream, server: Server):
     assert server.send(ws.BytesMessage(data=b"\x01out")) == [b"\x01out"]
 
 
-def test_a_message_is_given_whole_however_it_arrives(stream: Stream, server: Server):
+def test_a_message_is_given_whole_however_it_arrives(stream: Stream, server: Server) -> None:
     data = server.connection.send(ws.BytesMessage(data=b"a" * 300, message_finished=False))
     data += server.connection.send(ws.BytesMessage(data=b"b" * 300))
     messages = []
@@ -61,12 +61,12 @@ def test_a_message_is_given_whole_however_it_arrives(stream: Stream, server: Ser
     assert messages == [b"a" * 300 + b"b" * 300]
 
 
-def test_a_ping_is_answered(server: Server):
+def test_a_ping_is_answered(server: Server) -> None:
     server.send(ws.Ping(payload=b"there?"))
     assert [type(e) for e in server.received()] == [ws.Pong]
 
 
-def test_a_refused_upgrade_is_the_error_in_its_body(stream: Stream):
+def test_a_refused_upgrade_is_the_error_in_its_body(stream: Stream) -> None:
     server = h11.Connection(h11.SERVER)
     server.receive_data(stream.take_outgoing())
     server.next_event()
@@ -86,14 +86,14 @@ def test_a_refused_upgrade_is_the_error_in_its_body(stream: Stream):
         stream.receive(data)
 
 
-def test_the_helpers_close_is_answered_and_ends_it(stream: Stream, server: Server):
+def test_the_helpers_close_is_answered_and_ends_it(stream: Stream, server: Server) -> None:
     assert server.send(ws.CloseConnection(code=1001)) == []
     assert stream.closed
     assert [type(e) for e in server.received()] == [ws.CloseConnection]
     assert stream.receive(b"late") == []
 
 
-def test_a_cut_before_the_upgrade_is_an_error_and_after_it_an_end(stream: Stream):
+def test_a_cut_before_the_upgrade_is_an_error_and_after_it_an_end(stream: Stream) -> None:
     with pytest.raises(HelperUnavailableError):
         stream.receive(b"")
     other = Stream("exec", {"machine": "web"})
@@ -102,21 +102,21 @@ def test_a_cut_before_the_upgrade_is_an_error_and_after_it_an_end(stream: Stream
     assert other.closed
 
 
-def test_sending_after_the_end_does_nothing(stream: Stream, server: Server):
+def test_sending_after_the_end_does_nothing(stream: Stream, server: Server) -> None:
     server.send(ws.CloseConnection(code=1000))
     stream.take_outgoing()
     stream.send("more")
     assert stream.take_outgoing() == b""
 
 
-def test_a_message_without_end_is_not_kept(server: Server):
+def test_a_message_without_end_is_not_kept(server: Server) -> None:
     piece = b"x" * (MAX_MESSAGE // 4)
     with pytest.raises(HelperUnavailableError, match="too long a message"):
         for _ in range(5):
             server.send(ws.BytesMessage(data=piece, message_finished=False))
 
 
-def test_what_is_no_websocket_is_no_helper(stream: Stream, server: Server):
+def test_what_is_no_websocket_is_no_helper(stream: Stream, server: Server) -> None:
     del server
     with pytest.raises(HelperUnavailableError, match="does not speak its protocol"):
         stream.receive(b"\xf3\x00")

@@ -37,8 +37,6 @@ def problem(error: VmgrError) -> None:
 
 def note(line: str) -> None:
     """A line for the person, on stderr."""
-    if sys.stderr is None:
-        return
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

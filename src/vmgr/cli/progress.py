@@ -31,7 +31,7 @@ class ProgressLine:
     """
 
     def __init__(self, *, quiet: bool = False, delay: float = _QUIET_SECONDS) -> None:
-        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._live = sys.stderr.isatty()
         self._quiet = quiet
         self._from = time.monotonic() + delay
         self._drawn_at = 0.0

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 DESCRIPTION = """Copy files and directories between this host and a machine. NAME:PATH is a path in
-a machine; a relative one begins at the user's home. Directories are copied with all they hold, modes
-and times are kept, and symlinks stay symlinks. What a machine sends is written by no more than its
-names say: nothing outside DESTINATION, no devices, no set-user-id bits. "-" is a file's content on
-stdin or stdout."""
+a machine; a relative one begins at the user's home. Directories are copied with all they hold,
+modes and times are kept, and symlinks stay symlinks. What a machine sends is written nowhere but
+under DESTINATION, without devices and set-user-id bits. "-" is a file's content on stdin or
+stdout."""
 EXAMPLES = """examples:
   vmgr cp notes.txt web:              # into the home directory
   vmgr cp -a src/ web:/srv/app

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from vmgr.cli.main import build_parser
+from vmgr.cli.parser import command_of, environment, size, split_command
+from vmgr.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("1024", 1024), ("1k", 1024), ("512M", 512 << 20), ("2g", 2 << 30),
+     ("2GiB", 2 << 30), ("2GB", 2 << 30), ("1.5G", 3 << 29), ("1T", 1 << 40), (" 1M ", 1 << 20)],
+)  # fmt: skip
+def test_sizes(text: str, count: int) -> None:
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "1e9", "1 000", "2X", "0x10", "nan", "1..5G"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        size(text)
+
+
+def test_environment() -> None:
+    assert environment("A=b=c") == ("A", "b=c")
+    assert environment("A=") == ("A", "")
+    assert environment("A") == ("A", None)
+    for text in ("", "=x", "A=\0"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            environment(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "command"),
+    [
+        (["web", "--", "ls", "-l"], "web", ["ls", "-l"]),
+        (["web", "ls", "-l"], "web", ["ls", "-l"]),
+        (["-it", "web", "ls", "-t"], "web", ["ls", "-t"]),
+        (["web", "git", "log", "--", "file"], "web", ["git", "log", "--", "file"]),
+        (["web", "--", "sh", "-c", "x", "--", "y"], "web", ["sh", "-c", "x", "--", "y"]),
+        (["-e", "A=1", "web", "--", "env"], "web", ["env"]),
+    ],
+)
+def test_the_command_is_found_dockers_way_and_after_dashes(
+    words: list[str], name: str, command: list[str]
+) -> None:
+    ours, after = split_command(words)
+    options = build_parser("exec").parse_args(ours)
+    assert options.name == name
+    assert command_of(options.command, after) == command
+
+
+@pytest.mark.parametrize(
+    ("words", "image", "command"),
+    [
+        ([], None, []),
+        (["--", "uname", "-a"], None, ["uname", "-a"]),
+        (["debian"], "debian", []),
+        (["debian", "uname", "-a"], "debian", ["uname", "-a"]),
+        (["--cpus", "2", "debian", "--", "uname"], "debian", ["uname"]),
+        (["--rm", "-it", "--memory", "2G", "--", "sh"], None, ["sh"]),
+    ],
+)
+def test_run_takes_an_image_or_none(
+    words: list[str], image: str | None, command: list[str]
+) -> None:
+    ours, after = split_command(words)
+    options = build_parser("run").parse_args(ours)
+    assert options.image == image
+    assert command_of(options.command, after) == command
+
+
+def test_options_are_not_abbreviated() -> None:
+    with pytest.raises(UsageError, match="unknown argument --mem"):
+        build_parser("create").parse_args(["--mem", "2G", "--", "web"])
