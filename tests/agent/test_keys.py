@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmgr.agent.events import HelloReceived
 from vmgr.agent.keys import FIRST_KEY, MemoryKeyStore, fresh_key, next_key
-from vmgr.agent.session import HelloReceived, Session
+from vmgr.agent.session import Session
 
 from .peer import ModelAgent
 

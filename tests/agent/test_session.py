@@ -7,6 +7,18 @@ from typing import Any
 import pytest
 
 from vmgr.agent import messages as m
+from vmgr.agent.events import (
+    CreditReceived,
+    DataReceived,
+    EventReceived,
+    Exited,
+    FlowEnded,
+    HelloReceived,
+    Opened,
+    Pong,
+    RequestFailed,
+    SessionEvent,
+)
 from vmgr.agent.flows import CreditError
 from vmgr.agent.frames import (
     STDERR,
@@ -18,21 +30,7 @@ from vmgr.agent.frames import (
     ProtocolViolation,
     encode_credit,
 )
-from vmgr.agent.session import (
-    MAX_CHANNELS,
-    MAX_DISCARD,
-    CreditReceived,
-    DataReceived,
-    EventReceived,
-    Exited,
-    FlowEnded,
-    HelloReceived,
-    Opened,
-    Pong,
-    RequestFailed,
-    Session,
-    SessionEvent,
-)
+from vmgr.agent.session import MAX_CHANNELS, MAX_DISCARD, Session
 from vmgr.errors import ResourceError, UsageError
 
 from .peer import agent_frame, hello_map, unpack

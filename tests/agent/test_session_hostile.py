@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from vmgr.agent import messages as m
+from vmgr.agent.events import DataReceived, HelloReceived, Opened, RequestFailed
 from vmgr.agent.flows import OUTPUT_WINDOW
 from vmgr.agent.frames import (
     MAX_PAYLOAD,
@@ -20,17 +21,13 @@ from vmgr.agent.frames import (
     encode_header,
 )
 from vmgr.agent.keys import FIRST_KEY, MemoryKeyStore
-from vmgr.agent.session import (
-    DataReceived,
-    HelloReceived,
-    Opened,
-    RequestFailed,
-    Session,
-)
 
 from .peer import EchoJob, ModelAgent, agent_frame, hello_map
 from .test_keys import prepared
 from .test_session import NONCE, T, greeted, running, started
+
+if TYPE_CHECKING:
+    from vmgr.agent.session import Session
 
 _channels = st.integers(0, 5) | st.integers(0, 2**32 - 1)
 _offsets = st.integers(0, 2**17) | st.integers(0, 2**64 - 1)

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from vmgr.agent import messages as m
+from vmgr.agent.events import HelloReceived, Pong
 from vmgr.agent.flows import CreditError, InFlow, OutFlow
 from vmgr.agent.frames import FrameBuffer, FrameType, ProtocolViolation, encode_frame
-from vmgr.agent.session import HelloReceived, Pong, Session
+from vmgr.agent.session import Session
 
 from .peer import ModelAgent, unpack
 

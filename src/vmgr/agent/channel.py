@@ -22,14 +22,16 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from vmgr.agent import events as e
 from vmgr.agent import messages as m
-from vmgr.agent import session as s
+from vmgr.agent.execcheck import check_exec
 from vmgr.agent.failures import printable, to_error
 from vmgr.agent.frames import ProtocolViolation
 from vmgr.agent.job import CaptureSink, Completed, Job
 from vmgr.agent.keys import next_key
+from vmgr.agent.session import Session
 from vmgr.agent.wire import Wire
-from vmgr.errors import AgentError, UsageError, VmgrError
+from vmgr.errors import AgentError, VmgrError
 
 if TYPE_CHECKING:
     import logging
@@ -45,8 +47,6 @@ DEFAULT_DEADLINE: Final = 30.0
 """Seconds in which a request must be answered."""
 _EVENTS_PER_TURN: Final = 128
 _CONNECT_DEADLINE: Final = 5.0
-_LABEL_MAX: Final = 256
-_ARGV_MAX: Final = 4_096
 
 _M = TypeVar("_M", bound=m.Message)
 
@@ -68,7 +68,7 @@ class AgentChannel:
         deadline: float,
     ) -> None:
         self.machine = machine
-        self.session = s.Session(host_version)
+        self.session = Session(host_version)
         self._on_event = on_event
         self._logger = logger
         self._deadline = deadline
@@ -204,7 +204,7 @@ class AgentChannel:
             ExecError: the command could not be started.
             AgentError: no answer in time, or the channel is over.
         """
-        _check_exec(request)
+        check_exec(request)
         return await self._start(request, sink)
 
     async def attach(
@@ -431,31 +431,31 @@ class AgentChannel:
             self._turn = self._loop.call_soon(self._take_events)
         self.flush()
 
-    def _dispatch(self, event: s.SessionEvent) -> None:  # noqa: C901, PLR0912 (a table: a line or two per event)
+    def _dispatch(self, event: e.SessionEvent) -> None:  # noqa: C901, PLR0912 (a table: a line or two per event)
         match event:
-            case s.DataReceived(number, flow, data):
+            case e.DataReceived(number, flow, data):
                 if sink := self._sinks.get(number):
                     sink.data(flow, data)
-            case s.CreditReceived(number, acked, limit):
+            case e.CreditReceived(number, acked, limit):
                 if sink := self._sinks.get(number):
                     sink.credit(acked, limit)
-            case s.FlowEnded(number, flow):
+            case e.FlowEnded(number, flow):
                 if sink := self._sinks.get(number):
                     sink.eof(flow)
-            case s.Exited(number, result):
+            case e.Exited(number, result):
                 if sink := self._sinks.pop(number, None):
                     sink.exit(result)
-            case s.Opened(number, reply):
+            case e.Opened(number, reply):
                 self._opened(number, reply)
-            case s.RequestFailed(number, failure):
+            case e.RequestFailed(number, failure):
                 self._refused(number, failure)
-            case s.EventReceived(happened):
+            case e.EventReceived(happened):
                 self._on_event(happened)
-            case s.Pong():
+            case e.Pong():
                 answer = self._pongs.popleft()
                 if not answer.done():
                     answer.set_result(None)
-            case s.HelloReceived(hello):
+            case e.HelloReceived(hello):
                 self._greeted(hello)
 
     def _opened(self, number: int, reply: m.Message) -> None:
@@ -540,18 +540,3 @@ class AgentChannel:
                 future.exception()  # seen: whoever waited may have been cancelled meanwhile
         for sink in sinks:
             sink.failed(self._error(reason))
-
-
-def _check_exec(request: m.ExecRequest) -> None:
-    if not request.argv and not request.login:
-        raise UsageError("there is no command to run", next_step="name one, or ask for a shell")
-    if len(request.argv) > _ARGV_MAX:
-        raise UsageError(f"a command has at most {_ARGV_MAX} arguments, not {len(request.argv)}")
-    if any(b"\0" in text for text in (*request.argv, *request.env, request.cwd or b"")):
-        raise UsageError("arguments, environment and paths cannot hold a NUL character")
-    for entry in request.env:
-        if entry.find(b"=") < 1:
-            shown = printable(entry.decode(errors="replace"))
-            raise UsageError(f"{shown} is not NAME=value", next_step="give each variable a name")
-    if len(request.label.encode()) > _LABEL_MAX:
-        raise UsageError(f"a label has at most {_LABEL_MAX} bytes")

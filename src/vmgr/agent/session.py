@@ -24,11 +24,22 @@ A request may be opened before the hello is there: the agent reads it right afte
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from vmgr.agent import messages as m
+from vmgr.agent.events import (
+    CreditReceived,
+    DataReceived,
+    EventReceived,
+    Exited,
+    FlowEnded,
+    HelloReceived,
+    Opened,
+    Pong,
+    RequestFailed,
+    SessionEvent,
+)
 from vmgr.agent.flows import INITIAL_CREDIT, InFlow, OutFlow
 from vmgr.agent.frames import (
     MAX_DATA,
@@ -55,17 +66,7 @@ __all__ = [
     "MAX_CHANNELS",
     "MAX_DISCARD",
     "VERSIONS",
-    "CreditReceived",
-    "DataReceived",
-    "EventReceived",
-    "Exited",
-    "FlowEnded",
-    "HelloReceived",
-    "Opened",
-    "Pong",
-    "RequestFailed",
     "Session",
-    "SessionEvent",
 ]
 
 VERSIONS: Final = (1,)
@@ -74,83 +75,6 @@ MAX_DISCARD: Final = 16 * 1024**2
 MAX_CHANNELS: Final = 512
 _MAX_PINGS: Final = 64
 _CHANNEL_MAX: Final = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class HelloReceived:
-    """The agent is there; `hello.version` 0: and speaks no version of ours."""
-
-    hello: m.AgentHello
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The request on `channel` was accepted."""
-
-    channel: int
-    reply: m.Message
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
-    """ERROR: the request was refused, or the stream was ended by the agent."""
-
-    channel: int
-    failure: m.Failure
-
-
-@dataclass(frozen=True, slots=True)
-class DataReceived:
-    """Output of a job."""
-
-    channel: int
-    flow: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class FlowEnded:
-    """An output of a job has ended."""
-
-    channel: int
-    flow: int
-
-
-@dataclass(frozen=True, slots=True)
-class CreditReceived:
-    """The job took `acked` bytes of stdin; up to `limit` may be sent."""
-
-    channel: int
-    acked: int
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The job has ended and all its output came before this."""
-
-    channel: int
-    result: m.JobExit
-
-
-@dataclass(frozen=True, slots=True)
-class EventReceived:
-    """Something happened in the machine."""
-
-    event: m.AgentEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """The answer to the oldest ping."""
-
-    payload: bytes
-
-
-SessionEvent = (
-    HelloReceived | Opened | RequestFailed | DataReceived | FlowEnded | CreditReceived | Exited
-    | EventReceived | Pong
-)  # fmt: skip
 
 
 class _Phase(Enum):
