@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -43,14 +44,14 @@ def test_every_verb_explains_itself(verb: str) -> None:
         (["ls", "--qqq"], 'vmgr: unknown argument --qqq.\nTry: see "vmgr ls --help".\n'),
         (["start"], 'vmgr: NAME is missing.\nTry: see "vmgr start --help".\n'),
         (["create", "--memory", "much"],
-         'vmgr: --memory/-m: "much" is not a size like 512M or 2G.\n'
-         'Try: see "vmgr create --help".\n'),
+         ('vmgr: --memory/-m: "much" is not a size like 512M or 2G.\n'
+          'Try: see "vmgr create --help".\n')),
         (["create", "--cpus", "0"],
-         'vmgr: --cpus: "0" is not a number of CPUs from 1 to 256.\n'
-         'Try: see "vmgr create --help".\n'),
+         ('vmgr: --cpus: "0" is not a number of CPUs from 1 to 256.\n'
+          'Try: see "vmgr create --help".\n')),
         (["helper", "explode"],
-         "vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs'.\n"
-         'Try: see "vmgr helper --help".\n'),
+         ("vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs'.\n"
+          'Try: see "vmgr helper --help".\n')),
         (["exec", "web"],
          'vmgr: the command is missing.\nTry: try "vmgr exec web -- COMMAND".\n'),
     ],
@@ -136,10 +137,8 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(vmgr: Command) -> None:
         connection.vanish()
 
     def tolerant(connection: Connection) -> None:
-        try:
+        with contextlib.suppress(OSError):
             script(connection)
-        except OSError:
-            pass
 
     with Peer(vmgr.paths.helper_socket, tolerant):
         read, write = os.pipe()

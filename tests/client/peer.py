@@ -165,7 +165,7 @@ class Peer:
                 connection = Connection(accepted)
                 self.served += 1
                 script(connection)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (handed to the test)
                 self.errors.append(error)
             finally:
                 accepted.close()

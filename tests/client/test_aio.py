@@ -42,7 +42,7 @@ async def test_no_helper(paths: Paths) -> None:
 async def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths) -> None:
     with Peer(paths.helper_socket, lambda connection: connection.socket.recv(1)):
         client = AsyncClient(paths, launch=False, timeout=0.05)
-        with pytest.raises(HelperUnavailableError, match="did not answer within 0.05 s"):
+        with pytest.raises(HelperUnavailableError, match=r"did not answer within 0\.05 s"):
             await client.version()
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
@@ -34,6 +34,14 @@ def face(cls: type) -> dict[str, Any]:
     }
 
 
+def named(model: Any) -> str:
+    """A model as annotations name it."""
+    if model is None:
+        return "None"
+    inner = get_args(model)
+    return f"list[m.{inner[0].__name__}]" if inner else f"m.{model.__name__}"
+
+
 def test_the_twins_have_the_same_face() -> None:
     assert face(Client) == face(AsyncClient)
 
@@ -57,7 +65,7 @@ def test_a_method_takes_what_its_operation_does_and_gives_its_model(operation: A
     assert parameters[: len(operation.path_parameters)] == operation.path_parameters
     assert {p.name for p in operation.query} <= set(parameters)
     annotation = inspect.signature(method).return_annotation
-    assert eval(annotation, {"m": m}) == operation.response
+    assert annotation == named(operation.response)
 
 
 def test_a_call(paths: Paths) -> None:
@@ -95,7 +103,7 @@ def test_no_helper(paths: Paths) -> None:
 def test_a_silent_helper_is_given_up_after_the_timeout(paths: Paths) -> None:
     with (
         Peer(paths.helper_socket, lambda connection: connection.socket.recv(1)),
-        pytest.raises(HelperUnavailableError, match="did not answer within 0.05 s"),
+        pytest.raises(HelperUnavailableError, match=r"did not answer within 0\.05 s"),
     ):
         Client(paths, launch=False, timeout=0.05).version()
 
