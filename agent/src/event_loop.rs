@@ -62,6 +62,8 @@ pub enum Timer {
     Kill(u64),
     /// A frame that a marker's beginning might have completed has been held long enough.
     Patience,
+    /// The host has been absent for so long that it has gone.
+    Absence,
     /// The next step of powering off.
     Power,
 }

@@ -23,13 +23,36 @@ pub struct Machine {
     init: String,
     root: Root,
     oom_kills: u64,
-    console: Option<File>,
+    log: Log,
+}
+
+/// Where the agent's own lines go.
+pub enum Log {
+    Stderr,
+    /// The machine's console. Opened for each line: a console that is held open keeps others from
+    /// hanging it up.
+    Console,
+}
+
+impl Log {
+    /// Write a line. Nobody may be there to read it, so it is never waited for.
+    pub fn line(&self, line: &str) {
+        let line = format!("vmgr-agent: {line}\n");
+        let _ = match self {
+            Self::Stderr => std::io::stderr().write_all(line.as_bytes()),
+            Self::Console => File::options()
+                .write(true)
+                .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open("/dev/console")
+                .and_then(|mut console| console.write_all(line.as_bytes())),
+        };
+    }
 }
 
 impl Machine {
     /// Args: the program that is PID 1 (`agent` for itself), whose root jobs get, and where to log.
     #[must_use]
-    pub fn new(init: &str, root: Root, console: Option<File>) -> Self {
+    pub fn new(init: &str, root: Root, log: Log) -> Self {
         let line = |path: &str| {
             fs::read_to_string(path)
                 .unwrap_or_default()
@@ -42,7 +65,7 @@ impl Machine {
             init: init.to_owned(),
             root,
             oom_kills: oom_kills(),
-            console,
+            log,
         }
     }
 
@@ -69,11 +92,9 @@ impl Machine {
         u64::try_from(nanoseconds(ClockId::CLOCK_BOOTTIME)).unwrap_or(0)
     }
 
-    /// A line on the machine's console. Nobody may be there to read it, so it is never waited for.
+    /// A line for whoever looks after the machine.
     pub fn log(&self, line: &str) {
-        if let Some(mut console) = self.console.as_ref() {
-            let _ = console.write_all(format!("vmgr-agent: {line}\n").as_bytes());
-        }
+        self.log.line(line);
     }
 
     /// Set CLOCK_REALTIME; by how many nanoseconds it moved.
@@ -197,4 +218,28 @@ fn add_entropy(bytes: &[u8]) -> Result<(), Errno> {
         Errno::result(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG))?;
     }
     Ok(())
+}
+
+/// Bring the loopback device up, as an init does.
+pub fn loopback_up() {
+    // SAFETY: an all-zero ifreq is valid; its name is shorter than the field and the rest is flags.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return;
+        }
+        let socket = crate::launch::own(fd);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = from.cast_signed();
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "IFF_UP and IFF_RUNNING fit a short"
+        )]
+        {
+            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        }
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request);
+    }
 }

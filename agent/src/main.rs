@@ -1,23 +1,52 @@
 //! The command line. In a machine there is none: the kernel starts the agent as PID 1.
+//!
+//! There is no `fn main` of Rust's: its runtime insists on fds 0 to 2 before any of our code runs, and
+//! an initramfs may have no device to open for them.
 
-use std::ffi::OsString;
+#![no_main]
+
+use std::ffi::{CStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
-use std::process::ExitCode;
 
 use vmgr_agent::port::Kind;
-use vmgr_agent::{launch, serve};
+use vmgr_agent::{boot, launch, serve};
 
 const USAGE: &str = "usage: vmgr-agent --serve SOCKET | --serve-fd N | --version
 
 Serves the agent protocol as an ordinary process, for tests. In a machine the kernel starts it as init.";
 
-fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+/// Where the C library begins.
+///
+/// # Safety
+/// Called once, by the C library, with what execve(2) promises.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn main(count: c_int, values: *const *mut c_char) -> c_int {
+    let count = usize::try_from(count).unwrap_or(0);
+    let arguments: Vec<OsString> = (1..count)
+        .map(|at| {
+            // SAFETY: argv has `count` strings.
+            let value = unsafe { CStr::from_ptr(*values.add(at)) };
+            OsString::from_vec(value.to_bytes().to_vec())
+        })
+        .collect();
+    // The kernel may hand its own unknown parameters to init as arguments.
+    let is_option = arguments
+        .first()
+        .is_some_and(|a| a.as_encoded_bytes().starts_with(b"--"));
+    if std::process::id() == 1 && !is_option {
+        // SAFETY: the kernel gives init a name, and nobody else looks at it.
+        unsafe { boot::run(*values) }
+    }
+    run(&arguments)
+}
+
+fn run(arguments: &[OsString]) -> c_int {
     let words: Vec<&str> = arguments.iter().map(|a| a.to_str().unwrap_or("")).collect();
     let result = match words.as_slice() {
         ["--version"] => {
             println!("vmgr-agent {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
+            return 0;
         }
         ["--serve", path] => UnixListener::bind(path).and_then(|listener| {
             listener.set_nonblocking(true)?;
@@ -30,14 +59,14 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!("{USAGE}");
-            return ExitCode::from(2);
+            return 2;
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("vmgr-agent: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

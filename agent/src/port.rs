@@ -36,6 +36,9 @@ pub enum Read {
     Nothing,
     /// There is no host any more.
     Gone,
+    /// The kernel thinks that no host is there. It hears of hosts on another queue than of their bytes,
+    /// so the first bytes of one may already have been read when it says this.
+    Absent,
 }
 
 impl Port {
@@ -100,6 +103,11 @@ impl Port {
             return Read::Nothing;
         };
         match unistd::read(stream.as_fd(), buffer) {
+            Ok(0) if matches!(self.kind, Kind::Virtio) => {
+                // Until epoll says that there is news.
+                self.readable = false;
+                Read::Absent
+            }
             Ok(0) => {
                 self.gone();
                 Read::Gone
@@ -133,7 +141,6 @@ impl Port {
     }
 
     fn gone(&mut self) {
-        // Until epoll says that a host is here again.
         self.readable = false;
         if !matches!(self.kind, Kind::Virtio) {
             self.stream = None;

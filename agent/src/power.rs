@@ -85,16 +85,15 @@ impl Power {
 }
 
 impl Server {
-    /// `poweroff` was asked.
-    pub(crate) fn power_request(&mut self, reboot: bool, grace_ms: u64) -> Result<(), Refusal> {
-        if matches!(self.power.role, Role::Process) {
-            return Err(Refusal::new(
+    /// Whether there is power to switch off.
+    pub(crate) fn power_allowed(&self) -> Result<(), Refusal> {
+        match self.power.role {
+            Role::Process => Err(Refusal::new(
                 "unsupported",
                 "this agent is not in a machine",
-            ));
+            )),
+            _ => Ok(()),
         }
-        self.power_begin(reboot, grace_ms);
-        Ok(())
     }
 
     /// A signal came to the agent. What init is asked with, so that the machine's own `poweroff`
@@ -118,7 +117,8 @@ impl Server {
         self.power_begin(false, GRACE_MS);
     }
 
-    fn power_begin(&mut self, reboot: bool, grace_ms: u64) {
+    /// Begin to end the machine. Once begun it goes on to the end.
+    pub(crate) fn power_begin(&mut self, reboot: bool, grace_ms: u64) {
         if self.power.step.is_some() {
             return;
         }

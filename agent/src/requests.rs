@@ -86,8 +86,11 @@ impl Server {
                 Ok(None)
             }),
             Request::PowerOff { reboot, grace_ms } => {
-                self.power_request(reboot, grace_ms)?;
-                Ok(Some(Vec::new()))
+                self.power_allowed()?;
+                // Answered first: soon there may be nobody left to.
+                self.out.opened(channel, Vec::new());
+                self.power_begin(reboot, grace_ms);
+                Ok(None)
             }
         }
     }

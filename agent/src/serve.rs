@@ -1,7 +1,6 @@
 //! Ways into the serving loop.
 
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -11,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::event_loop::EventLoop;
 use crate::launch::{self, Ground, Root};
-use crate::machine::{Machine, errno_of};
+use crate::machine::{Log, Machine};
 use crate::port::{Kind, Port};
 use crate::power::{Power, Role};
 use crate::server::Server;
@@ -26,9 +25,7 @@ pub fn as_process(kind: Kind, stream: Option<OwnedFd>) -> Result<(), Errno> {
         cgroup: None,
         program: launch::own_program()?,
     };
-    let console = std::io::stderr().as_fd().try_clone_to_owned();
-    let console = File::from(console.map_err(|error| errno_of(&error))?);
-    let machine = Machine::new("agent", Root::Own, Some(console));
+    let machine = Machine::new("agent", Root::Own, Log::Stderr);
     serve(kind, stream, ground, machine, Role::Process)
 }
 

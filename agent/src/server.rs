@@ -25,6 +25,9 @@ use crate::{children, frame};
 /// How long a frame is held that a marker's beginning might have completed. A host writes the marker
 /// with its HELLO in one piece, so this only has to outlast the way of one write.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// How long the kernel must say that no host is there before it is believed: much longer than a host
+/// that replaces another takes to be announced, too short for a job to suffer.
+const ABSENCE: Duration = Duration::from_millis(500);
 /// DATA that is put into the outbox at a time: what is said meanwhile waits behind no more than this.
 const DATA_QUEUED: usize = 65_536;
 /// Writes per turn.
@@ -150,6 +153,10 @@ impl Server {
                 }
             }
             Timer::Patience => self.parse(Patience::Over),
+            Timer::Absence => {
+                self.end_session();
+                self.receiver.seek();
+            }
             Timer::Power => self.power_advance(),
         }
     }
@@ -219,10 +226,14 @@ impl Server {
         let mut buffer = [0; CHUNK];
         match self.port.read(&mut buffer) {
             Read::Bytes(count) => {
+                self.event_loop.cancel(Timer::Absence);
                 self.receiver.feed(&buffer[..count]);
                 self.parse(Patience::Hold);
             }
-            Read::Nothing => {}
+            Read::Nothing if self.port.can_read() => {}
+            // The host is there and says nothing.
+            Read::Nothing => self.event_loop.cancel(Timer::Absence),
+            Read::Absent => self.event_loop.set(Timer::Absence, ABSENCE),
             Read::Gone => {
                 self.end_session();
                 self.receiver.seek();

@@ -1,0 +1,23 @@
+//! Loading the kernel modules that the root and the port need.
+
+use std::fs::{self, File};
+
+use nix::errno::Errno;
+use nix::kmod::{ModuleInitFlags, finit_module};
+
+use crate::machine::errno_of;
+
+/// Load what `/modules.load` lists: one path of an uncompressed module per line, dependencies first.
+/// What could not be loaded is told to `log`; whether it was needed will show.
+pub fn load(log: impl Fn(&str)) {
+    let list = fs::read_to_string("/modules.load").unwrap_or_default();
+    for path in list.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let loaded = File::open(path)
+            .map_err(|error| errno_of(&error))
+            .and_then(|file| finit_module(file, c"", ModuleInitFlags::empty()));
+        match loaded {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => log(&format!("cannot load {path}: {}", errno.desc())),
+        }
+    }
+}
