@@ -48,7 +48,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unkno
     """Base of all bodies."""
 
 
-class ErrorBody(Model):
+class ErrorBody(Model, frozen=True, kw_only=True):
     """Why a request failed; see `vmgr.errors`."""
 
     code: str
@@ -57,13 +57,13 @@ class ErrorBody(Model):
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Error(Model):
+class Error(Model, frozen=True, kw_only=True):
     """The body of every answer with a status of 400 or more."""
 
     error: ErrorBody
 
 
-class Version(Model):
+class Version(Model, frozen=True, kw_only=True):
     """Versions of the helper and of what it drives."""
 
     version: str
@@ -73,7 +73,7 @@ class Version(Model):
     qemu: str | None
 
 
-class HelperStatus(Model):
+class HelperStatus(Model, frozen=True, kw_only=True):
     """The helper as it is now."""
 
     pid: int
@@ -90,13 +90,13 @@ class HelperStatus(Model):
     """A crash report that nobody has been told of yet."""
 
 
-class HelperStop(Model):
+class HelperStop(Model, frozen=True, kw_only=True):
     """How the helper should stop."""
 
     machines: Literal["keep", "stop"] = "keep"
 
 
-class VmmInfo(Model):
+class VmmInfo(Model, frozen=True, kw_only=True):
     """The process that runs a machine."""
 
     pid: int
@@ -105,7 +105,7 @@ class VmmInfo(Model):
     machine_type: str
 
 
-class CreateMachine(Model):
+class CreateMachine(Model, frozen=True, kw_only=True):
     """What a new machine is to be."""
 
     name: str | None = None
@@ -119,7 +119,7 @@ class CreateMachine(Model):
     """Removed when it stops, or when the helper finds it dead."""
 
 
-class MachineInfo(Model):
+class MachineInfo(Model, frozen=True, kw_only=True):
     """A machine as it is now."""
 
     id: str
@@ -146,14 +146,14 @@ class MachineInfo(Model):
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 
 
-class StopMachine(Model):
+class StopMachine(Model, frozen=True, kw_only=True):
     """How long each way of stopping may take; None: as configured."""
 
     agent_timeout: Annotated[float, Meta(ge=0)] | None = None
     acpi_timeout: Annotated[float, Meta(ge=0)] | None = None
 
 
-class StopStep(Model):
+class StopStep(Model, frozen=True, kw_only=True):
     """One attempt at stopping a machine."""
 
     method: Literal["agent", "acpi", "kill"]
@@ -161,7 +161,7 @@ class StopStep(Model):
     outcome: Literal["stopped", "timed-out", "failed"]
 
 
-class StopReport(Model):
+class StopReport(Model, frozen=True, kw_only=True):
     """How a machine was stopped."""
 
     machine: str
@@ -170,21 +170,21 @@ class StopReport(Model):
     steps: list[StopStep] = field(default_factory=list)
 
 
-class MachineRemoved(Model):
+class MachineRemoved(Model, frozen=True, kw_only=True):
     """What removing a machine did."""
 
     machine: str
     freed_bytes: int
 
 
-class TerminalSize(Model):
+class TerminalSize(Model, frozen=True, kw_only=True):
     """A terminal's size in character cells."""
 
     rows: Annotated[int, Meta(ge=1, le=65535)]
     cols: Annotated[int, Meta(ge=1, le=65535)]
 
 
-class ExecSpec(Model):
+class ExecSpec(Model, frozen=True, kw_only=True):
     """A command to run in a machine. Arguments and environment are UTF-8, as all JSON is."""
 
     argv: list[str] = field(default_factory=list)
@@ -201,7 +201,7 @@ class ExecSpec(Model):
     detached: bool = False
 
 
-class ExitResult(Model):
+class ExitResult(Model, frozen=True, kw_only=True):
     """How a command ended. Exactly one of `code` and `signal` is set."""
 
     code: int | None = None
@@ -216,7 +216,7 @@ class ExitResult(Model):
         return self.code if self.code is not None else 128 + (self.signal or 0)
 
 
-class JobInfo(Model):
+class JobInfo(Model, frozen=True, kw_only=True):
     """A command running in a machine, or one that ended and was not collected yet."""
 
     job: int
@@ -230,13 +230,13 @@ class JobInfo(Model):
     exit: ExitResult | None
 
 
-class JobSignal(Model):
+class JobSignal(Model, frozen=True, kw_only=True):
     """A signal for a job's process group."""
 
     signal: Annotated[int, Meta(ge=1, le=64)]
 
 
-class ImageInfo(Model):
+class ImageInfo(Model, frozen=True, kw_only=True):
     """A read-only root file system and its metadata."""
 
     digest: str
@@ -255,7 +255,7 @@ class ImageInfo(Model):
     used_by: list[str] = field(default_factory=list)
 
 
-class ImageBuild(Model):
+class ImageBuild(Model, frozen=True, kw_only=True):
     """Build an image from a recipe that vmgr carries."""
 
     recipe: str
@@ -264,7 +264,7 @@ class ImageBuild(Model):
     """Build even when an image of that name is there."""
 
 
-class ImageImport(Model):
+class ImageImport(Model, frozen=True, kw_only=True):
     """Make an image from a root file system tarball on this host."""
 
     path: str
@@ -277,14 +277,14 @@ class ImageImport(Model):
     entrypoint: list[str] = field(default_factory=list)
 
 
-class ImageRemoved(Model):
+class ImageRemoved(Model, frozen=True, kw_only=True):
     """What removing an image did."""
 
     removed: list[str]
     freed_bytes: int
 
 
-class Check(Model):
+class Check(Model, frozen=True, kw_only=True):
     """One thing that `doctor` looked at."""
 
     name: str
@@ -294,13 +294,13 @@ class Check(Model):
     """The exact command or edit that mends it."""
 
 
-class DoctorReport(Model):
+class DoctorReport(Model, frozen=True, kw_only=True):
     """All that `doctor` looked at."""
 
     checks: list[Check]
 
 
-class ConfigEntry(Model):
+class ConfigEntry(Model, frozen=True, kw_only=True):
     """A setting: what it is now, where that comes from and what it means."""
 
     key: str
@@ -310,13 +310,13 @@ class ConfigEntry(Model):
     description: str
 
 
-class SetConfig(Model):
+class SetConfig(Model, frozen=True, kw_only=True):
     """A new value, as text."""
 
     value: str
 
 
-class Event(Model):
+class Event(Model, frozen=True, kw_only=True):
     """Something that happened. `kind` is `machine.status`, `machine.exited`, `image.added` …"""
 
     seq: int

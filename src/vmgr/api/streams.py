@@ -165,9 +165,11 @@ def encode_message(message: FromClient | FromHelper) -> str:
 
 def decode_from_client(text: str | bytes) -> FromClient:
     """Read a client's message; `msgspec.ValidationError`/`DecodeError` when it is none."""
-    return _from_client.decode(text)
+    message: FromClient = _from_client.decode(text)
+    return message
 
 
 def decode_from_helper(text: str | bytes) -> FromHelper:
     """Read a helper's message; `msgspec.ValidationError`/`DecodeError` when it is none."""
-    return _from_helper.decode(text)
+    message: FromHelper = _from_helper.decode(text)
+    return message

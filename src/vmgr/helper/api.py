@@ -68,7 +68,11 @@ class Api(Streaming):
         return status
 
     async def doctor(self, _call: Call) -> m.DoctorReport:
-        return await examine(self._helper.paths, await self._helper.settings())
+        return await examine(
+            self._helper.paths,
+            await self._helper.settings(),
+            accelerator=self._helper.machines.engine.known_accelerator,
+        )
 
     # -- configuration -----------------------------------------------------------------------
 
