@@ -164,8 +164,9 @@ impl Output {
 pub struct Input {
     waiting: VecDeque<u8>,
     received: u64,
-    /// The limit that the host knows of.
+    /// The limit that the host knows of, and what had been taken when it was told.
     granted: u64,
+    taken: u64,
     ended: bool,
     closed: bool,
 }
@@ -184,6 +185,7 @@ impl Input {
             waiting: VecDeque::new(),
             received: 0,
             granted: INITIAL,
+            taken: 0,
             ended: false,
             closed: false,
         }
@@ -235,13 +237,14 @@ impl Input {
 
     /// The CREDIT to send now, as `(acked, limit)`, if one is due.
     pub fn credit_due(&mut self) -> Option<(u64, u64)> {
-        let acked = self.received - self.waiting.len() as u64;
-        let limit = acked + STDIN_WINDOW;
-        // After an attach the limit may already be beyond what would be granted; it never falls.
-        if self.ended || limit < self.granted + STDIN_STEP {
+        let acked = self.written();
+        // After an attach the limit may be beyond what would be granted now; it never falls.
+        let limit = (acked + STDIN_WINDOW).max(self.granted);
+        if self.ended || acked < self.taken + STDIN_STEP || limit == self.granted {
             return None;
         }
         self.granted = limit;
+        self.taken = acked;
         Some((acked, limit))
     }
 
@@ -254,6 +257,11 @@ impl Input {
         self.waiting.truncate(most);
         self.received -= excess as u64;
         self.granted = self.received + INITIAL;
+        self.taken = self.written();
         self.received
+    }
+
+    fn written(&self) -> u64 {
+        self.received - self.waiting.len() as u64
     }
 }
