@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_MAX_WIDTH: Final = 100
 _REWRITES: Final = (
     (r"the following arguments are required: (.*)", r"\1 is missing"),
     (r"unrecognized arguments: (.*)", r"unknown argument \1"),
@@ -55,7 +57,16 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
+        # argparse makes one for each argument. Left to find the width out, it imports shutil.
+        super().__init__(prog, max_help_position=28, width=_width())
+
+
+def _width() -> int:
+    try:
+        columns = os.get_terminal_size(1).columns
+    except OSError:
+        return _MAX_WIDTH
+    return max(40, min(columns - 2, _MAX_WIDTH)) if columns else _MAX_WIDTH
 
 
 def size(text: str) -> int:

@@ -16,7 +16,6 @@ import select
 import socket
 import struct
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +23,6 @@ import msgspec
 
 from vmgr.api.models import ErrorBody
 from vmgr.errors import ConflictError, HelperUnavailableError, VmgrError, error_from_wire
-from vmgr.spawner import spawn_detached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -133,6 +131,8 @@ def _start(paths: Paths) -> None:
 
 
 def _start_once(paths: Paths) -> None:
+    from vmgr.spawner import spawn_detached
+
     ready, told = os.pipe2(os.O_CLOEXEC)
     try:
         try:
@@ -210,6 +210,8 @@ def _wait_for_lock(paths: Paths, deadline: float) -> bool:
 
     flock(2) knows no time-out, so a thread of its own waits for it.
     """
+    import threading
+
     released = threading.Event()
 
     def wait() -> None:

@@ -11,20 +11,24 @@ Only the module of the verb that was called is imported.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 __all__ = ["GROUPS", "VERBS", "Verb"]
 
 GROUPS: Final = ("Machines", "In a machine", "Images", "The helper and this host")
 
 
-class Verb(NamedTuple):
-    """One verb: where the overview lists it and what it says there."""
+class Verb:
+    """One verb: where the overview lists it and what it says there.
 
-    group: str
-    summary: str
-    own_failure: int = 1
-    """Exit code of vmgr's own failures: 125 where others belong to a command in a machine."""
+    A plain class, since the tools that write classes take longer than all the rest of this file.
+    """
+
+    def __init__(self, group: str, summary: str, own_failure: int = 1) -> None:
+        self.group = group
+        self.summary = summary
+        self.own_failure = own_failure
+        """Exit code of vmgr's own failures: 125 where others belong to a command in a machine."""
 
 
 VERBS: Final[dict[str, Verb]] = {
