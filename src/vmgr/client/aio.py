@@ -273,6 +273,18 @@ class AsyncClient:
         body: msgspec.Struct | None = None,
     ) -> T:
         exchange = Exchange(operation, path, query, body)
+        try:
+            await self._exchange(exchange)
+        except HelperUnavailableError:
+            if not (self._launch and exchange.repeatable):
+                raise
+            # We caught a helper that was stopping. The next one answers.
+            exchange = Exchange(operation, path, query, body)
+            await self._exchange(exchange)
+        self._on_notes(exchange.notes)
+        return exchange.result(kind)
+
+    async def _exchange(self, exchange: Exchange) -> None:
         loop = asyncio.get_running_loop()
         with await self._connect() as connection:
             try:
@@ -284,8 +296,6 @@ class AsyncClient:
                 raise silent(self._timeout) from None
             except ConnectionError:
                 exchange.receive(b"")
-        self._on_notes(exchange.notes)
-        return exchange.result(kind)
 
     async def _stream(
         self,

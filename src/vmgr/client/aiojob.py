@@ -59,6 +59,7 @@ class AsyncJob:
 
     async def open(self, operation: str, path: dict[str, object]) -> None:
         """Connect to the operation that starts the command, or takes it up again."""
+        self._opening = (operation, path)
         self._channel = Stream(operation, path)
         self._socket = await self._connect()
         self.stream.connected()
@@ -92,8 +93,9 @@ class AsyncJob:
         try:
             messages = self._channel.receive(data)
         except HelperUnavailableError:
-            # It may die between accepting a connection and answering, also while we attach.
-            if data or not self.stream.can_attach:
+            # A helper that was stopping took the connection but not the upgrade, before which
+            # nothing is asked of it: the next one can be asked the same.
+            if data:
                 raise
             messages = []
         if self._channel.opened and not opened:
@@ -102,7 +104,7 @@ class AsyncJob:
         if self.stream.started:
             self._attempts = 0
         if self._channel.closed and self.stream.exit is None:
-            await self._reconnect()
+            await self._reconnect(again=not self._channel.opened)
         await self.flush()
         return events
 
@@ -151,14 +153,16 @@ class AsyncJob:
         self._socket.close()
         self._socket = None
 
-    async def _reconnect(self) -> None:
+    async def _reconnect(self, *, again: bool) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self.stream.disconnected()
+        if not again:
+            self.stream.disconnected()
+            self._opening = ("attach", {"machine": self.stream.machine, "job": self.stream.job})
         self._attempts += 1
         if self._attempts > _ATTEMPTS:
             raise HelperUnavailableError(
                 "the helper ends again and again", next_step='see "vmgr helper logs"'
             )
-        await self.open("attach", {"machine": self.stream.machine, "job": self.stream.job})
+        await self.open(*self._opening)

@@ -100,6 +100,11 @@ class Exchange:
         path: values for the names in braces of its path.
         query: values for its query parameters; None leaves one out.
         body: its request body, a model.
+
+    Attributes:
+        outgoing: the request's bytes.
+        notes: what the answer says besides.
+        unanswered: not a byte of an answer has arrived.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Exchange:
     ) -> None:
         self.operation = OPERATIONS[name]
         self.notes = Notes()
+        self.unanswered = True
         self._connection = h11.Connection(h11.CLIENT)
         self._status = 0
         self._body = bytearray()
@@ -141,6 +147,7 @@ class Exchange:
         Raises:
             HelperUnavailableError: it closed before the answer's end, or does not speak HTTP.
         """
+        self.unanswered = self.unanswered and data == b""
         try:
             self._connection.receive_data(data)
             while not self._done:
@@ -161,6 +168,11 @@ class Exchange:
         if data == b"" and not self._done:
             raise broken(data)
         return self._done
+
+    @property
+    def repeatable(self) -> bool:
+        """It may be asked again: it changes nothing, and a helper that stopped did not answer."""
+        return self.unanswered and self.operation.method == "GET"
 
     def result(self, kind: type[T]) -> T:
         """The answer's body as a `kind`, the operation's model; None where it has none.

@@ -66,7 +66,8 @@ class Job:
         self._on_notes = on_notes
         self._attempts = 0
         self._outgoing = bytearray()
-        self._open(*opening)
+        self._opening = opening
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +120,9 @@ class Job:
         try:
             messages = self._channel.receive(data)
         except HelperUnavailableError:
-            # It may die between accepting a connection and answering, also while we attach.
-            if data or not self.stream.can_attach:
+            # A helper that was stopping took the connection but not the upgrade, before which
+            # nothing is asked of it: the next one can be asked the same.
+            if data:
                 raise
             messages = []
         if self._channel.opened and not opened:
@@ -129,7 +131,7 @@ class Job:
         if self.stream.started:
             self._attempts = 0
         if self._channel.closed and self.stream.exit is None:
-            self._reconnect()
+            self._reconnect(again=not self._channel.opened)
         return events
 
     def close(self) -> None:
@@ -206,24 +208,26 @@ class Job:
         )
 
     # -- machinery -------------------------------------------------------------------------------
-    def _open(self, operation: str, path: dict[str, object]) -> None:
-        self._channel = Stream(operation, path)
+    def _open(self) -> None:
+        self._channel = Stream(*self._opening)
         self._socket = self._connect()
         self._socket.settimeout(0)
         self._outgoing = bytearray(self._channel.take_outgoing())
         self.stream.connected()
         self.flush()
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, *, again: bool) -> None:
         self._socket.close()
-        self.stream.disconnected()
+        if not again:
+            self.stream.disconnected()
+            self._opening = ("attach", {"machine": self.stream.machine, "job": self.stream.job})
         self._attempts += 1
         if self._attempts > _ATTEMPTS:
             raise HelperUnavailableError(
                 "the helper ends again and again",
                 next_step='see "vmgr helper logs"',
             )
-        self._open("attach", {"machine": self.stream.machine, "job": self.stream.job})
+        self._open()
 
     def _collect(self) -> None:
         # A WebSocket message may only follow the upgrade's answer.

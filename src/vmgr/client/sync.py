@@ -263,6 +263,18 @@ class Client:
         body: msgspec.Struct | None = None,
     ) -> T:
         exchange = Exchange(operation, path, query, body)
+        try:
+            self._exchange(exchange)
+        except HelperUnavailableError:
+            if not (self._launch and exchange.repeatable):
+                raise
+            # We caught a helper that was stopping. The next one answers.
+            exchange = Exchange(operation, path, query, body)
+            self._exchange(exchange)
+        self._on_notes(exchange.notes)
+        return exchange.result(kind)
+
+    def _exchange(self, exchange: Exchange) -> None:
         with self._connect() as connection:
             try:
                 connection.sendall(exchange.outgoing)
@@ -272,8 +284,6 @@ class Client:
                 raise silent(self._timeout) from None
             except ConnectionError:
                 exchange.receive(b"")
-        self._on_notes(exchange.notes)
-        return exchange.result(kind)
 
     def _stream(
         self,
