@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -50,9 +51,10 @@ class Guest:
         builtin, *arguments = spec["argv"]
         arguments = [a for a in arguments if a != "--"]
         code = getattr(self, builtin)(connection, *arguments)
-        connection.send(s.Exit(result=ExitResult(code=code)))
-        while connection.receive() is not None:
-            pass
+        with contextlib.suppress(ConnectionError):  # it may have seen enough
+            connection.send(s.Exit(result=ExitResult(code=code)))
+            while connection.receive() is not None:
+                pass
         connection.close()
 
     def stat(self, connection: Connection, path: str) -> int:
