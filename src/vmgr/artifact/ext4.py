@@ -13,12 +13,12 @@ Settled by measurement, see docs/decisions/0002-disks-and-kernel-bundles.md:
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING, Final
 
 from vmgr.artifact.faults import failed, human_size
 from vmgr.artifact.sparse import copy_sparse
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import StateError, UsageError
 from vmgr.spawner import ProcessFailedError, run
@@ -180,14 +180,13 @@ async def resized_copy(base: Path, target: Path, size_bytes: int, executor: Exec
         ResourceError: no space left.
     """
     require("resize2fs")
-    loop = asyncio.get_running_loop()
     try:
-        await loop.run_in_executor(executor, copy_sparse, base, target)
+        await in_thread(executor, copy_sparse, base, target)
         await run(
             ["resize2fs", "-f", target, f"{size_bytes // 1024}K"], env=_environment(),
             deadline=_DEADLINE,
         )  # fmt: skip
-        await loop.run_in_executor(executor, _truncate, target, size_bytes)
+        await in_thread(executor, _truncate, target, size_bytes)
     except ProcessFailedError as error:
         if "smaller than minimum" in error.output or "Not enough space" in error.output:
             raise UsageError(
@@ -205,7 +204,7 @@ async def _create(target: Path, size_bytes: int, executor: Executor) -> None:
             file.truncate(size_bytes)
 
     try:
-        await asyncio.get_running_loop().run_in_executor(executor, create)
+        await in_thread(executor, create)
     except OSError as error:
         raise failed(error, "make the file system", target.parent) from error
 

@@ -14,19 +14,31 @@ import fcntl
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vmgr.artifact.privilege import Privilege, PrivilegeKind
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment
 from vmgr.errors import StateError
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from concurrent.futures import Executor
     from pathlib import Path
 
-__all__ = ["discard", "publish", "remove_residue", "remove_tree", "residue", "settle", "staging"]
+__all__ = [
+    "discard",
+    "publish",
+    "publish_sound",
+    "remove_residue",
+    "remove_tree",
+    "residue",
+    "settle",
+    "staging",
+]
 
+T = TypeVar("T")
 _PREFIX: Final = ".new-"
 _log = logging.getLogger(__name__)
 
@@ -117,6 +129,27 @@ def publish(source: Path, target: Path) -> bool:
     finally:
         os.close(parent)
     return True
+
+
+async def publish_sound(
+    source: Path, target: Path, read: Callable[[Path], T], executor: Executor
+) -> T:
+    """Show a finished directory and read it; a damaged one of that name gives way to it.
+
+    Args:
+        source: the directory, in staging.
+        target: its name.
+        read: reads an artifact; `StateError` says that it is damaged.
+        executor: for file work.
+    """
+    if not await in_thread(executor, publish, source, target):
+        try:
+            return await in_thread(executor, read, target)
+        except StateError as error:
+            _log.warning("replacing %s: %s", target, error.message)
+            await discard(target)
+            await in_thread(executor, publish, source, target)
+    return await in_thread(executor, read, target)
 
 
 async def discard(path: Path) -> None:

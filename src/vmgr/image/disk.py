@@ -6,7 +6,6 @@ that is kept beside it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.artifact.ext4 import resized_copy
 from vmgr.artifact.faults import failed, human_size
 from vmgr.artifact.staging import staging
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import UsageError
 from vmgr.image.model import DEFAULT_DISK_BYTES
@@ -69,8 +69,7 @@ async def create_disk(image: Image, path: Path, size_bytes: int, executor: Execu
 
 async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path:
     base = image.directory / f"root-{size_bytes}.ext4"
-    loop = asyncio.get_running_loop()
-    if await loop.run_in_executor(executor, base.exists):
+    if await in_thread(executor, base.exists):
         return base
     async with staging(image.directory.parent) as stage:
         made = stage / base.name
@@ -82,7 +81,7 @@ async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path
             with contextlib.suppress(FileExistsError):
                 base.hardlink_to(made)
 
-        await loop.run_in_executor(executor, show)
+        await in_thread(executor, show)
     return base
 
 
@@ -107,7 +106,7 @@ async def _create_overlay(base: Path, path: Path, size_bytes: int, executor: Exe
                 os.close(fd)
             made.rename(path)
 
-        await asyncio.get_running_loop().run_in_executor(executor, show)
+        await in_thread(executor, show)
     except (OSError, ProcessFailedError) as error:
         raise failed(error, "make the machine's disk", path.parent) from error
     finally:

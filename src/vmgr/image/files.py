@@ -23,7 +23,15 @@ from vmgr.artifact.ext4 import make_root, minimum_size, set_capabilities
 from vmgr.artifact.faults import failed, human_size, require_space
 from vmgr.artifact.privilege import Privilege, find_privilege
 from vmgr.artifact.sparse import allocated_bytes
-from vmgr.artifact.staging import discard, publish, remove_residue, residue, staging
+from vmgr.artifact.staging import (
+    discard,
+    publish_sound,
+    remove_residue,
+    residue,
+    settle,
+    staging,
+)
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, UsageError, VmgrError
 from vmgr.image.bootstrap import SPACE_NEEDED, bootstrap
@@ -225,7 +233,7 @@ class ImageFiles:
             with open(write, "wb", buffering=1 << 18) as pipe:  # noqa: PTH123 (an fd, not a path)
                 return clean(stream, pipe, label, limits, drop=drop, add=add)
 
-        feeding = asyncio.get_running_loop().run_in_executor(self._executor, feed)
+        feeding = asyncio.create_task(self._in_executor(feed), name="feed tar")
         try:
             await make_root(
                 read,
@@ -242,7 +250,8 @@ class ImageFiles:
         finally:
             # With the reading end gone, the feeder ends too, whatever it is at.
             os.close(read)
-            outcome = (await asyncio.gather(feeding, return_exceptions=True))[0]
+            await settle(_end_of(feeding))
+            outcome = feeding.exception() or feeding.result()
         # What was wrong with the input explains what tar then said about its broken-off stream.
         if isinstance(outcome, VmgrError):
             raise outcome
@@ -300,13 +309,12 @@ class ImageFiles:
             body = msgspec.json.format(msgspec.json.encode(metadata), indent=2)
             (ready / METADATA_NAME).write_bytes(body + b"\n")
             (ready / METADATA_NAME).chmod(0o400)
-            publish(ready, target)
 
         try:
             await self._in_executor(show)
+            return await publish_sound(ready, target, _read_image, self._executor)
         except OSError as error:
             raise failed(error, "save the image", self._root) from error
-        return await self.get(f"sha256:{target.name}")
 
     async def _find_privilege(self) -> Privilege:
         if self._privilege is None:
@@ -320,7 +328,11 @@ class ImageFiles:
         return self._root / name
 
     async def _in_executor(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        return await in_thread(self._executor, work, *args)
+
+
+async def _end_of(task: asyncio.Task[Contents]) -> None:
+    await asyncio.wait([task])
 
 
 class _CountingReader:

@@ -26,7 +26,8 @@ from vmgr.artifact.ext4 import make_tree_disk
 from vmgr.artifact.faults import failed, require_space
 from vmgr.artifact.privilege import Privilege, PrivilegeKind, find_privilege
 from vmgr.artifact.sparse import allocated_bytes, digest_file, digest_sparse
-from vmgr.artifact.staging import discard, publish, remove_residue, staging
+from vmgr.artifact.staging import discard, publish, publish_sound, remove_residue, staging
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, VmgrError
 from vmgr.kernel.cpio import NewcWriter
@@ -290,7 +291,7 @@ class KernelFiles:
     async def _build_bundle(
         self, part: Path, info: PartInfo, agent: Path, agent_sha256: str
     ) -> KernelBundle:
-        def build(stage: Path) -> Path:
+        def build(stage: Path) -> tuple[Path, Path]:
             ready = stage / "ready"
             ready.mkdir()
             initramfs = ready / "initramfs.cpio"
@@ -314,16 +315,15 @@ class KernelFiles:
             _encode(ready / BUNDLE_NAME, bundle)
             for path in ready.iterdir():
                 path.chmod(0o400)
-            target = self._root / digest
-            publish(ready, target)
-            return target
+            return ready, self._root / digest
 
         async with staging(self._root) as stage:
             try:
-                target = await self._in_executor(build, stage)
+                ready, target = await self._in_executor(build, stage)
+                _, made = await publish_sound(ready, target, _read_bundle, self._executor)
             except OSError as error:
                 raise failed(error, "write the initramfs", self._root) from error
-        return (await self._in_executor(_read_bundle, target))[1]
+        return made
 
     def _directory(self, digest: str) -> Path:
         name = digest.removeprefix("sha256:")
@@ -332,7 +332,7 @@ class KernelFiles:
         return self._root / name
 
     async def _in_executor(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        return await in_thread(self._executor, work, *args)
 
 
 def _write_initramfs(file: IO[bytes], agent: bytes, boot: Path, modules: list[str]) -> None:

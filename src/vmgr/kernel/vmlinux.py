@@ -9,14 +9,13 @@ xen/include/public/elfnote.h for the note (XEN_ELFNOTE_PHYS32_ENTRY).
 
 from __future__ import annotations
 
-import asyncio
 import bz2
-import functools
 import gzip
 import lzma
 import struct
 from typing import TYPE_CHECKING, Final
 
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import StateError
 from vmgr.spawner import ProcessFailedError, run
@@ -70,23 +69,26 @@ async def extract_vmlinux(bzimage: Path, target: Path, executor: Executor) -> bo
         StateError: the kernel is damaged.
         UnsupportedError: the program that unpacks it is missing.
     """
-    loop = asyncio.get_running_loop()
     packed = target.with_suffix(".packed")
     try:
-        head = await loop.run_in_executor(executor, _write_payload, bzimage, packed)
+        head = await in_thread(executor, _write_payload, bzimage, packed)
         if head.startswith(b"\x28\xb5\x2f\xfd"):
             require("zstd")
             await run(
                 ["zstd", "--decompress", "--quiet", "-o", target, "--", packed],
                 env=build_environment(), deadline=_DEADLINE,
             )  # fmt: skip
-        elif not await loop.run_in_executor(executor, _unpack, packed, target):
+        elif not await in_thread(executor, _unpack, packed, target):
             return False
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, ProcessFailedError) as error:
         raise StateError(f"the kernel is damaged: {error}") from error
     finally:
-        await loop.run_in_executor(executor, functools.partial(packed.unlink, missing_ok=True))
-    return await loop.run_in_executor(executor, _keep_if_pvh, target)
+        await in_thread(executor, _remove, packed)
+    return await in_thread(executor, _keep_if_pvh, target)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _write_payload(bzimage: Path, packed: Path) -> bytes:

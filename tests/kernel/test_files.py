@@ -1,0 +1,208 @@
+"""The real thing: Debian's kernel from the host's mirror, fetched once for the module."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmgr.errors import NotFoundError, StateError
+from vmgr.kernel import KernelBundle, KernelFiles
+from vmgr.kernel.vmlinux import has_pvh_entry
+from vmgr.paths import Paths
+
+from .test_cpio import entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def quiet(_message: str, _fraction: float | None) -> None:
+    pass
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a kernel part and one bundle."""
+    home = tmp_path_factory.mktemp("kernels")
+    agent = home / "agent"
+    agent.write_bytes(b"agent one")
+    paths = Paths.from_environment({"VMGR_HOME": str(home)})
+    paths.ensure()
+
+    async def build() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            await KernelFiles(paths, pool).ensure(agent, quiet)
+
+    asyncio.run(build())
+    return home
+
+
+def copy_or_link(source: str, target: str) -> None:
+    (os.link if Path(source).stat().st_size > 4 << 20 else shutil.copy2)(source, target)
+
+
+@pytest.fixture
+def home(built: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test, hard links and all."""
+    shutil.copytree(built, tmp_path / "home", copy_function=copy_or_link)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def kernels(home: Path, executor: ThreadPoolExecutor) -> Iterator[KernelFiles]:
+    paths = Paths.from_environment({"VMGR_HOME": str(home)})
+    yield KernelFiles(paths, executor)
+    assert list(paths.kernels.glob(".*")) == []
+
+
+@pytest.fixture
+async def bundle(kernels: KernelFiles) -> KernelBundle:
+    (found,) = await kernels.list()
+    return found
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+async def test_a_bundle_has_all_that_a_machine_boots_from(bundle: KernelBundle) -> None:
+    assert has_pvh_entry(bundle.kernel.read_bytes())
+    assert bundle.bzimage.read_bytes()[0x202:0x206] == b"HdrS"
+    archive = {
+        name: (mode, content) for name, mode, content, _ in entries(bundle.initramfs.read_bytes())
+    }
+    assert archive["init"] == (0o100755, b"agent one")
+    loads = archive["modules.load"][1].decode().split()
+    assert loads[-1] == "/lib/modules/virtio_blk.ko"
+    for path in loads:
+        assert archive[path.lstrip("/")][1].startswith(b"\x7fELF")
+    assert "dev/console" in archive
+    for path in bundle.directory.iterdir():
+        assert path.stat().st_mode & 0o222 == 0
+
+
+async def test_the_module_disk_is_a_sound_file_system_that_root_owns(bundle: KernelBundle) -> None:
+    def output(*argv: object) -> str:
+        words = [str(word) for word in argv]
+        return subprocess.run(
+            words, capture_output=True, text=True, check=True, env=ENVIRONMENT
+        ).stdout
+
+    output("e2fsck", "-fn", bundle.modules)
+    top = output("debugfs", "-R", "ls -p /", bundle.modules)
+    assert "/modules.dep.bin/" in top
+    assert all(line.split("/")[3:5] == ["0", "0"] for line in top.splitlines() if line)
+    depends = output("debugfs", "-R", "cat /modules.dep", bundle.modules)
+    for module in ("overlay", "virtio_net", "vsock"):
+        assert f"/{module}.ko:" in depends
+    assert ".ko.xz" not in depends
+
+
+async def test_what_is_there_is_found_again_without_the_network(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle
+) -> None:
+    told: list[str] = []
+    again = await kernels.ensure(home / "agent", lambda message, _: told.append(message))
+    assert again == bundle
+    assert told == []
+    assert await kernels.get(bundle.digest) == bundle
+
+
+async def test_a_new_agent_costs_an_initramfs_and_no_more(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle
+) -> None:
+    (home / "agent2").write_bytes(b"agent two")
+    told: list[str] = []
+    second = await kernels.ensure(home / "agent2", lambda message, _: told.append(message))
+    assert told == ["Writing the initramfs"]
+    assert second.digest != bundle.digest
+    assert second.kernel.samefile(bundle.kernel)
+    assert second.modules.samefile(bundle.modules)
+    assert await kernels.list() == [bundle, second]
+    # The old one goes, the new one does not miss it.
+    freed = await kernels.remove(bundle.digest)
+    assert 0 < freed < 4 << 20
+    assert await kernels.list() == [second]
+
+
+async def test_two_at_once_share_the_work(kernels: KernelFiles, home: Path) -> None:
+    (home / "agent2").write_bytes(b"agent two")
+    told: list[str] = []
+    calls = [kernels.ensure(home / "agent2", lambda m, _: told.append(m)) for _ in range(3)]
+    assert len({bundle.digest for bundle in await asyncio.gather(*calls)}) == 1
+    assert told == ["Writing the initramfs"]
+
+
+async def test_damaged_bundles_are_made_anew(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle.initramfs.unlink()
+    with pytest.raises(StateError, match=r"is damaged: initramfs\.cpio is missing"):
+        await kernels.get(bundle.digest)
+    mended = await kernels.ensure(home / "agent", quiet)
+    assert mended == bundle
+    assert mended.initramfs.is_file()
+    assert "initramfs.cpio is missing" in caplog.text
+
+
+async def test_a_missing_agent_and_a_missing_bundle(kernels: KernelFiles, home: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no agent at"):
+        await kernels.ensure(home / "nothing", quiet)
+    for digest in ("sha256:" + "0" * 64, "sha256:../../x", "part-1"):
+        with pytest.raises(NotFoundError, match="there is no kernel bundle"):
+            await kernels.get(digest)
+        with pytest.raises(NotFoundError, match="there is no kernel bundle"):
+            await kernels.remove(digest)
+
+
+async def test_pruning_keeps_the_newest_kernel(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle
+) -> None:
+    (part,) = [name for name in names(home / "cache/kernels") if name.startswith("part-")]
+    old = home / "cache/kernels/part-1-linux-image-5.10_5.10.1-1"
+    shutil.copytree(home / "cache/kernels" / part, old)
+    info = (old / "part.json").read_text().replace(f'"{bundle.version}"', '"5.10.1-1"')
+    (old / "part.json").unlink()
+    (old / "part.json").write_text(info)
+    (home / "cache/apt/archives/left.deb").write_bytes(bytes(100_000))
+    assert await kernels.prune() > 100_000
+    assert names(home / "cache/kernels") == sorted([bundle.directory.name, part])
+    assert names(home / "cache/apt/archives") == ["partial"] or not names(
+        home / "cache/apt/archives"
+    )
+
+
+async def test_a_cancelled_build_leaves_nothing(
+    kernels: KernelFiles, home: Path, executor: ThreadPoolExecutor
+) -> None:
+    paths = Paths.from_environment({"VMGR_HOME": str(home)})
+    for entry in paths.kernels.iterdir():
+        shutil.rmtree(entry)
+    unpacking = asyncio.Event()
+
+    def progress(message: str, _fraction: float | None) -> None:
+        if message.startswith("Unpacking the kernel's modules"):
+            unpacking.set()
+
+    task = asyncio.create_task(kernels.ensure(home / "agent", progress))
+    await unpacking.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert names(paths.kernels) == []
+    assert not executor._shutdown
