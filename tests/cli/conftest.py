@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmgr.client.sync import Client
 from vmgr.paths import Paths
 
 if TYPE_CHECKING:
@@ -54,5 +56,11 @@ class Command:
 @pytest.fixture
 def vmgr() -> Iterator[Command]:
     root = tempfile.mkdtemp(prefix="vmgr-c-", dir="/tmp")
-    yield Command(root)
+    command = Command(root)
+    yield command
+    # A test that goes wrong leaves its peer's place to a real helper, which the command starts.
+    helper = Client(command.paths, launch=False)
+    if helper.reachable():
+        os.kill(helper.helper_status().pid, signal.SIGKILL)
+        pytest.fail("the command started a helper")
     shutil.rmtree(Path(root))
