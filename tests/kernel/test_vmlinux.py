@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shutil
 import struct
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,22 @@ def executor() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def lz4(data: bytes) -> bytes:
+    if shutil.which("lz4") is None:
+        pytest.skip("lz4 is not installed")
+    return subprocess.run(["lz4", "-l", "-c"], input=data, capture_output=True, check=True).stdout
+
+
+async def test_without_lz4_such_a_kernel_is_left_to_the_bzimage(
+    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmgr.kernel.vmlinux.missing_tools", lambda *tools: list(tools))
+    (tmp_path / "vmlinuz").write_bytes(bzimage(b"\x02\x21\x4c\x18 whatever"))
+    assert not await extract_vmlinux(tmp_path / "vmlinuz", tmp_path / "vmlinux", executor)
+    assert list(content(tmp_path)) == ["vmlinuz"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, lz4])
 async def test_a_kernel_with_a_pvh_entry_is_unpacked(
     tmp_path: Path, executor: ThreadPoolExecutor, pack: Callable[[bytes], bytes]
 ) -> None:
@@ -63,7 +80,7 @@ async def test_a_kernel_with_a_pvh_entry_is_unpacked(
     assert content(tmp_path) == {"vmlinux": PVH, "vmlinuz": image}
 
 
-@pytest.mark.parametrize("payload", [gzip.compress(NO_PVH), b"\x02\x21\x4c\x18 lz4 or so"])
+@pytest.mark.parametrize("payload", [gzip.compress(NO_PVH), b"\x89LZO something"])
 async def test_others_are_left_to_the_bzimage(
     tmp_path: Path, executor: ThreadPoolExecutor, payload: bytes
 ) -> None:

@@ -20,6 +20,7 @@ PACKAGES: Final = {
     "fakechroot": "fakechroot",
     "fakeroot": "fakeroot",
     "flock": "util-linux",
+    "lz4": "lz4",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newgidmap": "uidmap",

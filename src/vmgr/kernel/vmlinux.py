@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import logging
 import lzma
 import struct
 from typing import TYPE_CHECKING, Final
 
 from vmgr.artifact.threads import in_thread
-from vmgr.artifact.tools import build_environment, require
+from vmgr.artifact.tools import build_environment, missing_tools, require
 from vmgr.errors import StateError
 from vmgr.spawner import ProcessFailedError, run
 
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["extract_vmlinux", "has_pvh_entry", "split_payload"]
 
+_log = logging.getLogger(__name__)
 _BOOT_FLAG: Final = 0xAA55
 _HEADER_MAGIC: Final = b"HdrS"
 _PAYLOAD_SINCE: Final = 0x0208  # boot protocol with payload_offset and payload_length
 _PT_NOTE: Final = 4
 _NOTE_PHYS32_ENTRY: Final = 18
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_LZ4: Final = b"\x02\x21\x4c\x18"  # its legacy format, which lz4(1) also reads
 _MAX_KERNEL: Final = 512 << 20
 _DEADLINE: Final = 120.0
 _ELF64_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -72,12 +76,20 @@ async def extract_vmlinux(bzimage: Path, target: Path, executor: Executor) -> bo
     packed = target.with_suffix(".packed")
     try:
         head = await in_thread(executor, _write_payload, bzimage, packed)
-        if head.startswith(b"\x28\xb5\x2f\xfd"):
+        if head.startswith(_ZSTD):
             require("zstd")
             await run(
                 ["zstd", "--decompress", "--quiet", "-o", target, "--", packed],
                 env=build_environment(), deadline=_DEADLINE,
             )  # fmt: skip
+        elif head.startswith(_LZ4):
+            # Only older kernels (Debian's 6.1): not worth insisting on the program.
+            if missing_tools("lz4"):
+                _log.info("lz4 is not installed, so the kernel is left to unpack itself")
+                return False
+            await run(
+                ["lz4", "-d", "-q", packed, target], env=build_environment(), deadline=_DEADLINE
+            )
         elif not await in_thread(executor, _unpack, packed, target):
             return False
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, ProcessFailedError) as error:
