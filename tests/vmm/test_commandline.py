@@ -76,6 +76,9 @@ def test_kernel_parameters() -> None:
     assert "panic=-1" in words.split()
     assert "no_timer_check" in words.split()
     assert "no_timer_check" not in kernel_command_line(spec(), "kvm").split()
+    assert "tsc=reliable" not in words.split()
+    assert "tsc=reliable" in kernel_command_line(spec(), "tcg", steady_tsc=True).split()
+    assert "tsc=reliable" not in kernel_command_line(spec(), "kvm", steady_tsc=True).split()
     assert "vmgr.init" not in kernel_command_line(spec(), "tcg")
     assert "quiet" not in kernel_command_line(spec(), "tcg", verbose=True).split()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmgr.errors import StateError
+from vmgr.errors import ConflictError, StateError
 from vmgr.paths import MachinePaths
 from vmgr.vmm.sockets import listening
 
@@ -38,6 +38,15 @@ def test_what_a_dead_vmm_left_is_replaced(directory: Path) -> None:
         with listening(paths) as made, socket.socket(socket.AF_UNIX) as client:
             client.connect(str(paths.agent_socket))
             made.agent.accept()[0].close()
+
+
+def test_the_sockets_of_a_vmm_that_runs_are_left_to_it(directory: Path) -> None:
+    paths = MachinePaths(directory / "state", directory / "run")
+    with listening(paths) as made:
+        for _ in range(3):  # its backlog of one may be taken
+            with pytest.raises(ConflictError, match="a VMM still listens at "), listening(paths):
+                pass
+        made.qmp.accept()[0].close()
 
 
 def test_a_path_too_long_for_a_socket_is_one_sentence(directory: Path) -> None:

@@ -79,11 +79,13 @@ def kernel_command_line(
     accelerator: AcceleratorName,
     *,
     verbose: bool = False,
+    steady_tsc: bool = False,
 ) -> str:
     """The guest kernel's command line; see kernel-parameters in the kernel's documentation.
 
     Args:
         verbose: let the kernel tell each step, for a boot that went wrong before.
+        steady_tsc: the host keeps its own time by the time-stamp counter, see `vmgr.vmm.clock`.
 
     Raises:
         UsageError: it would not mean what the spec says.
@@ -102,6 +104,8 @@ def kernel_command_line(
         words.append("initcall_blacklist=jent_mod_init")
         # A test of how the timer's interrupt is routed, which emulation gets right.
         words.append("no_timer_check")
+        if steady_tsc:
+            words.append("tsc=reliable")
     words.append(f"vmgr.hostname={spec.name}")
     if spec.init is not None:
         if not _INIT.fullmatch(spec.init):
@@ -128,6 +132,7 @@ def command_line(
     sockets: SocketFds,
     *,
     verbose: bool = False,
+    steady_tsc: bool = False,
 ) -> list[str]:
     """The arguments, QEMU's program first.
 
@@ -146,7 +151,7 @@ def command_line(
         *_entropy(spec),
         "-kernel", plain_value(str(spec.kernel)),
         "-initrd", plain_value(str(spec.initramfs)),
-        "-append", kernel_command_line(spec, accelerator, verbose=verbose),
+        "-append", kernel_command_line(spec, accelerator, verbose=verbose, steady_tsc=steady_tsc),
     ]  # fmt: skip
 
 

@@ -8,12 +8,13 @@ one has died.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmgr.errors import ResourceError, StateError
+from vmgr.errors import ConflictError, ResourceError, StateError
 from vmgr.paths import ensure_private_directory
 from vmgr.vmm.commandline import SocketFds
 
@@ -46,6 +47,7 @@ def listening(paths: MachinePaths) -> Iterator[Listeners]:
 
     Raises:
         StateError: the directory cannot be used.
+        ConflictError: a VMM of this machine still listens.
         ResourceError: a socket cannot be made.
     """
     ensure_private_directory(paths.runtime)
@@ -58,8 +60,6 @@ def listening(paths: MachinePaths) -> Iterator[Listeners]:
 
 
 def _listener(path: Path) -> socket.socket:
-    # Of a VMM that has ended: nothing listens there, since the caller runs one VMM for a machine.
-    path.unlink(missing_ok=True)
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:
@@ -68,6 +68,7 @@ def _listener(path: Path) -> socket.socket:
             next_step="raise the limit of open files (ulimit -n)",
         ) from error
     try:
+        _clear(path)
         listener.bind(os.fspath(path))
         path.chmod(0o600)
         listener.listen(1)
@@ -77,4 +78,19 @@ def _listener(path: Path) -> socket.socket:
             f"cannot make the socket {path}: {error.strerror or error}",
             next_step="check that its directory is writable and the disk is not full",
         ) from error
+    except BaseException:
+        listener.close()
+        raise
     return listener
+
+
+def _clear(path: Path) -> None:
+    """Remove the socket of a VMM that has ended; one that runs would lose its only way in."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        answer = probe.connect_ex(os.fspath(path))
+    if answer in {0, errno.EAGAIN}:
+        raise ConflictError(
+            f"a VMM still listens at {path}",
+            next_step="end it with: vmgr kill, or restart the helper, which finds it again",
+        )
+    path.unlink(missing_ok=True)

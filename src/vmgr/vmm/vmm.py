@@ -22,6 +22,7 @@ from vmgr.errors import MachineError, NotFoundError, ResourceError, StateError
 from vmgr.spawner import Process, StopPolicy, spawn
 from vmgr.spawner.process import start_time_of
 from vmgr.vmm import cappedlog
+from vmgr.vmm.clock import host_tsc_is_steady
 from vmgr.vmm.commandline import command_line
 from vmgr.vmm.console import Console
 from vmgr.vmm.exit import VmmExit, explain_exit, failure_to_start
@@ -114,10 +115,13 @@ class Vmm:
         """
         loop = asyncio.get_running_loop()
         log_fd = await loop.run_in_executor(executor, _prepare, spec, paths)
+        steady = await loop.run_in_executor(executor, host_tsc_is_steady)
         try:
             with listening(paths) as sockets:
                 fds = sockets.fds
-                argv = command_line(spec, qemu, accelerator.name, fds, verbose=verbose)
+                argv = command_line(
+                    spec, qemu, accelerator.name, fds, verbose=verbose, steady_tsc=steady
+                )
                 process = await spawn(
                     argv,
                     stdout=log_fd,
