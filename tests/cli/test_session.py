@@ -243,11 +243,30 @@ def test_a_helper_killed_amid_a_command(vmgr: Command) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize(("code", "expected"), [(0, 125), (3, 3)])
+def test_lost_output_is_no_success(vmgr: Command, code: int, expected: int) -> None:
+    def dies(connection: Connection) -> None:
+        starts(connection)
+        connection.vanish()
+
+    def goes_on(connection: Connection) -> None:
+        connection.accept()
+        connection.receive()
+        connection.send(s.Started(machine="web", job=7, stdout_from=1000))
+        ends(connection, code=code)
+
+    with Peer(vmgr.paths.helper_socket, dies, goes_on):
+        done = vmgr("exec", "-n", "web", "--", "x")
+    assert done.returncode == expected
+    assert done.stderr == "vmgr: 1000 bytes of output were dropped while nobody was attached\n"
+
+
 def test_a_detached_command_is_a_number(vmgr: Command) -> None:
     def script(connection: Connection) -> None:
         start = starts(connection, job=12)
         assert start["spec"]["detached"] is True
         assert start["spec"]["stdin"] is False
+        assert connection.receive() == {"type": "detach"}
         gone(connection)
 
     with Peer(vmgr.paths.helper_socket, script):

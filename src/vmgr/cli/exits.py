@@ -12,10 +12,11 @@ from vmgr.errors import CancelledByUserError, ExecError, UsageError, VmgrError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CRASHED", "INTERRUPTED", "PIPE_CLOSED", "guarded"]
+__all__ = ["CRASHED", "INTERRUPTED", "OWN_FAILURE", "PIPE_CLOSED", "guarded"]
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
+OWN_FAILURE: Final = 125  # of vmgr, where other codes are a command's; as docker and podman do
 CRASHED: Final = 70  # EX_SOFTWARE, see sysexits.h
 
 

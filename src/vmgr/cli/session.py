@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api import streams as s
-from vmgr.cli.exits import INTERRUPTED, PIPE_CLOSED
+from vmgr.cli.exits import INTERRUPTED, OWN_FAILURE, PIPE_CLOSED
 from vmgr.cli.output import note
 from vmgr.cli.signals import FORWARDED, SignalPipe
 from vmgr.cli.terminal import RawTerminal, terminal_size
@@ -77,13 +77,24 @@ class Session:
         stdin: the fd that input comes from; None: there is none.
         tty: the command has a terminal; ours becomes raw where stdin is one.
         progress: shows what happens before the command starts.
+        whole: all output is expected, so dropped output is a failure even if the command's is none.
     """
 
-    def __init__(self, job: Job, *, stdin: int | None, tty: bool, progress: ProgressLine) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        stdin: int | None,
+        tty: bool,
+        progress: ProgressLine,
+        whole: bool = True,
+    ) -> None:
         self._job = job
         self._stdin = stdin
         self._tty = tty
         self._progress = progress
+        self._whole = whole
+        self._dropped = False
         self._raw = RawTerminal(stdin) if tty and stdin is not None and os.isatty(stdin) else None
         self._sinks = {s.STDOUT: _Sink(1), s.STDERR: _Sink(2)}
         self._poll = select.poll()
@@ -135,7 +146,8 @@ class Session:
             if self._stdin is not None and self._stdin in ready:
                 self._read_input()
             self._serve_job(ready.get(self._job.fileno(), 0))
-        return stream.exit.exit_code
+        code = stream.exit.exit_code
+        return OWN_FAILURE if self._dropped and code == 0 else code
 
     def _wait(self, signals: SignalPipe) -> list[tuple[int, int]]:
         """Wait for whatever can go on now."""
@@ -176,6 +188,7 @@ class Session:
                 self._raw.enter()
                 self._tell_size()
         elif isinstance(event, Gap):
+            self._dropped = self._whole
             note(f"vmgr: {event.count} bytes of output were dropped while nobody was attached")
 
     def _write(self, flow: int, sink: _Sink) -> None:

@@ -108,5 +108,7 @@ def _detach(job: Job) -> int:
     with job:
         while not job.stream.started:
             job.wait_events()
+        # Said before the connection ends, whose end alone would hang the command up.
+        job.stream.detach()
         print(job.stream.job)
     return 0
