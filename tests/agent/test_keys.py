@@ -107,6 +107,15 @@ async def test_a_hello_that_another_completes_names_no_wrong_key(missing: int) -
     assert agent.key == key
 
 
+async def test_a_long_list_of_candidates_leads_back_to_a_secret_one() -> None:
+    store = MemoryKeyStore()
+    for _ in range(20):
+        _, key = await prepared(store)
+    assert key in store.keys
+    assert key != FIRST_KEY
+    assert key != store.keys[-1], "the last hello would name the marker before it"
+
+
 def test_keys_begin_with_a_byte_that_ends_no_message() -> None:
     """Else the agent would hold back every 256th message as a possible marker."""
     assert {fresh_key()[0] for _ in range(100)} == {0xC1}

@@ -47,6 +47,7 @@ DEFAULT_DEADLINE: Final = 30.0
 """Seconds in which a request must be answered."""
 _EVENTS_PER_TURN: Final = 128
 _CONNECT_DEADLINE: Final = 5.0
+_CLOSE_DEADLINE: Final = 5.0
 
 _M = TypeVar("_M", bound=m.Message)
 
@@ -187,10 +188,11 @@ class AgentChannel:
         self._end("the connection was closed")
 
     async def aclose(self) -> None:
-        """`close`, and wait for what was still being written down."""
+        """`close`, and wait for what is still being written down, but not for ever."""
         self.close()
         if self._confirming is not None:
-            await asyncio.wait([self._confirming])
+            await asyncio.wait([self._confirming], timeout=_CLOSE_DEADLINE)
+            self._confirming.cancel()
 
     # -- jobs --------------------------------------------------------------------------------------
 
