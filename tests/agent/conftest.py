@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from vmgr.agent.channel import AgentChannel
 from vmgr.agent.frames import Frame, FrameBuffer, FrameType
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from vmgr.errors import VmgrError
 
 LOGGER = logging.getLogger("test.agent")
+
+# Tests say nothing about wall-clock time, and the computer may be busy.
+settings.register_profile("vmgr", deadline=None)
+settings.load_profile("vmgr")
 
 
 class Script:

@@ -247,5 +247,5 @@ class Resync(RuleBasedStateMachine):
         assert len(self.received) >= goal
 
 
-Resync.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+Resync.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestResync = Resync.TestCase
