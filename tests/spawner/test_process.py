@@ -78,7 +78,8 @@ def stray_fd() -> Iterator[int]:
 
 async def report(**options: Any) -> dict[str, Any]:
     done = await run([*PYTHON, REPORT], **options)
-    return json.loads(done.stdout)
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
 
 
 class TestWhatAChildGets:
