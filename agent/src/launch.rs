@@ -328,16 +328,23 @@ pub fn close_others(keep: &[RawFd]) {
     keep.sort_unstable();
     let mut from = 3;
     for fd in keep {
-        close_range(from, fd - 1);
+        close_range(from, fd - 1, 0);
         from = fd + 1;
     }
-    close_range(from, RawFd::MAX);
+    close_range(from, RawFd::MAX, 0);
 }
 
-fn close_range(first: RawFd, last: RawFd) {
+/// Make every fd that the agent was started with one that jobs do not get.
+pub fn hide_inherited() {
+    // linux/close_range.h
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    close_range(3, RawFd::MAX, CLOSE_RANGE_CLOEXEC);
+}
+
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) {
     if first <= last {
-        // SAFETY: the child that calls this owns nothing in that range that it still uses.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        // SAFETY: whoever calls this still uses none of those, or only marks them.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     }
 }
 

@@ -3,9 +3,11 @@
 //! - The protocol, without I/O: [`frame`], [`receiver`], [`wire`], [`flow`], [`outbox`].
 //! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
 //! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
+//! - Programs of its own: [`builtins`].
 //! - Being the machine's first process: [`boot`].
 pub mod account;
 pub mod boot;
+pub mod builtins;
 pub mod children;
 pub mod error;
 pub mod event_loop;

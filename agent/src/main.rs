@@ -10,9 +10,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
 
 use vmgr_agent::port::Kind;
-use vmgr_agent::{boot, launch, serve};
+use vmgr_agent::wire::Builtin;
+use vmgr_agent::{boot, builtins, launch, serve};
 
-const USAGE: &str = "usage: vmgr-agent --serve SOCKET | --serve-fd N | --version
+const USAGE: &str = "usage: vmgr-agent --serve SOCKET | --serve-listener FD | --serve-fd FD | --version
 
 Serves the agent protocol as an ordinary process, for tests. In a machine the kernel starts it as init.";
 
@@ -48,10 +49,20 @@ fn run(arguments: &[OsString]) -> c_int {
             println!("vmgr-agent {}", env!("CARGO_PKG_VERSION"));
             return 0;
         }
+        ["--builtin", name, ..] => {
+            return match Builtin::from_name(name) {
+                Some(builtin) => builtins::run(builtin, &arguments[2..]),
+                None => 2,
+            };
+        }
         ["--serve", path] => UnixListener::bind(path).and_then(|listener| {
-            listener.set_nonblocking(true)?;
             serve::as_process(Kind::Listening(listener), None).map_err(Into::into)
         }),
+        ["--serve-listener", number] if number.parse::<i32>().is_ok_and(|fd| fd > 2) => {
+            // SAFETY: whoever started the agent gave it this fd.
+            let listener = unsafe { launch::own(number.parse().unwrap_or(-1)) };
+            serve::as_process(Kind::Listening(listener.into()), None).map_err(Into::into)
+        }
         ["--serve-fd", number] if number.parse::<i32>().is_ok_and(|fd| fd > 2) => {
             // SAFETY: whoever started the agent gave it this fd.
             let stream = unsafe { launch::own(number.parse().unwrap_or(-1)) };

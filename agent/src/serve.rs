@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::event_loop::EventLoop;
@@ -20,6 +20,7 @@ const MAX_FILES: u64 = 4_096;
 
 /// Serve as an ordinary process, for tests: jobs get this process's own root.
 pub fn as_process(kind: Kind, stream: Option<OwnedFd>) -> Result<(), Errno> {
+    launch::hide_inherited();
     let ground = Ground {
         root: Root::Own,
         cgroup: None,
@@ -43,7 +44,12 @@ pub fn serve(
     let _ = setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES.min(hard), hard);
     if let Some(stream) = &stream {
         fcntl(stream, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
-        fcntl(stream, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    if let Kind::Listening(listener) = &kind {
+        fcntl(
+            listener,
+            FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK),
+        )?;
     }
     let event_loop = EventLoop::new()?;
     let port = Port::new(kind, stream, &event_loop)?;
@@ -54,12 +60,7 @@ pub fn serve(
 /// Reset every signal to its default (children then need no more than an empty mask) and take those
 /// that mean something through an fd. SIGPIPE is taken too, so that a write to what has gone is an error.
 fn take_signals(role: &Role) -> Result<SignalFd, Errno> {
-    for number in Signal::iterator() {
-        if ![Signal::SIGKILL, Signal::SIGSTOP].contains(&number) {
-            // SAFETY: no handler of ours is replaced, there are none.
-            unsafe { signal(number, SigHandler::SigDfl)? };
-        }
-    }
+    reset_signals();
     let mut taken = vec![libc::SIGCHLD, libc::SIGPIPE];
     match role {
         Role::Process => taken.extend([libc::SIGTERM, libc::SIGINT]),
@@ -96,5 +97,24 @@ fn signal_set(numbers: &[i32]) -> SigSet {
             libc::sigaddset(&raw mut set, number);
         }
         SigSet::from_sigset_t_unchecked(set)
+    }
+}
+
+/// All dispositions back to default, also of the two real-time signals that the C library keeps to
+/// itself and of which it would not let us.
+fn reset_signals() {
+    // The kernel's struct sigaction of x86-64: handler, flags, restorer and mask, all "default".
+    let default = [0u64; 4];
+    for number in 1..=64 {
+        // SAFETY: four words are read, none written. SIGKILL and SIGSTOP give EINVAL.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
     }
 }

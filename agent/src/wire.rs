@@ -10,8 +10,9 @@ use crate::frame::{MAX_PAYLOAD, Violation};
 
 /// Versions of the protocol that this agent speaks, best first.
 pub const VERSIONS: [u64; 1] = [1];
-/// How deep a map may be nested, itself included.
-const MAX_DEPTH: usize = 8;
+/// A map may be nested 8 deep, itself included; `rmpv` counts two for each level and up to three for
+/// what is in the innermost.
+const MAX_DEPTH: usize = 2 * 8 + 3;
 const MAX_ARGUMENTS: usize = 4_096;
 const MAX_LABEL: usize = 256;
 const MAX_ENTROPY: usize = 512;
@@ -513,4 +514,63 @@ fn shortened(text: &str, most: usize) -> &str {
         end -= 1;
     }
     &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(levels: usize, innermost: Value) -> Vec<u8> {
+        let value = (1..levels).fold(innermost, |inner, _| Value::Array(vec![inner]));
+        map(vec![("op", "jobs".into()), ("future", value)])
+    }
+
+    #[test]
+    fn eight_levels_are_read_and_ten_are_not() {
+        assert_eq!(request(&nested(8, "text".into())), Ok(Ok(Request::Jobs)));
+        assert_eq!(request(&nested(10, 1.into())), Err(BAD_MAP));
+    }
+
+    #[test]
+    fn texts_for_the_kernel_have_no_nul() {
+        let argv = Value::Array(vec![Value::Binary(b"a\0b".to_vec())]);
+        let payload = map(vec![("op", "exec".into()), ("argv", argv)]);
+        assert_eq!(request(&payload).unwrap().unwrap_err().code, "invalid");
+    }
+
+    #[test]
+    fn what_follows_a_map_is_refused() {
+        let mut payload = map(vec![("op", "jobs".into())]);
+        payload.push(0xc0);
+        assert_eq!(request(&payload), Err(BAD_MAP));
+    }
+
+    #[test]
+    fn any_number_of_jobs_fits_a_hello() {
+        let argv = vec![vec![b'x'; 60_000]; 4_096];
+        let label = "\u{20ac}".repeat(80);
+        let record = || JobRecord {
+            job: u64::MAX,
+            pid: i32::MAX,
+            label: &label,
+            argv: &argv,
+            user: &label,
+            tty: true,
+            detached: true,
+            started_ns: u64::MAX,
+            attached: true,
+            exit: Some((
+                Ended::Signal {
+                    number: 64,
+                    core: true,
+                },
+                [u64::MAX; 2],
+            )),
+        };
+        for count in [0, 1, 2, 64, 256, 320] {
+            let records: Vec<_> = (0..count).map(|_| record()).collect();
+            let bytes = map(vec![("jobs", jobs(&records))]);
+            assert!(bytes.len() <= MAX_PAYLOAD - 512, "{count}: {}", bytes.len());
+        }
+    }
 }
