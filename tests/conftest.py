@@ -108,6 +108,7 @@ class Home:
 
     def helper_pid(self) -> int:
         """The helper's process; it is started when there is none."""
+        self.vmgr("ls")
         return int(self.json("helper", "status")["pid"])
 
     def kill_helper(self) -> int:

@@ -92,8 +92,8 @@ def test_a_restarted_host_leaves_stopped_machines(home: Home) -> None:
     kill_and_wait(home.vmms()[0])
     # What a reboot leaves: the row of another boot, stale sockets and a lock file.
     with sqlite3.connect(database(home)) as db:
-        db.execute("UPDATE machines SET row=replace(CAST(row AS TEXT), '\"host_boot_id\":\"', "
-                   "'\"host_boot_id\":\"before-')")  # fmt: skip
+        db.execute("UPDATE machines SET row=CAST(replace(CAST(row AS TEXT), '\"host_boot_id\":\"', "
+                   "'\"host_boot_id\":\"before-') AS BLOB)")  # fmt: skip
     db.close()
     assert (home.root / "run/vmgr/helper.sock").exists()
     info = home.json("info", "m")
@@ -108,8 +108,8 @@ def test_residue_is_removed(home: Home) -> None:
     stray.mkdir()
     (stray / "disk.qcow2").write_bytes(b"x")
     with sqlite3.connect(database(home)) as db:
-        db.execute("UPDATE machines SET row=replace(CAST(row AS TEXT), '\"status\":\"stopped\"', "
-                   "'\"status\":\"removing\"')")  # fmt: skip
+        db.execute("UPDATE machines SET row=CAST(replace(CAST(row AS TEXT), '\"status\":\"stopped\"', "
+                   "'\"status\":\"removing\"') AS BLOB)")  # fmt: skip
     db.close()
     assert home.json("ls") == []
     assert home.machine_directories() == []

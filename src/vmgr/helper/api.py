@@ -126,10 +126,10 @@ class Api(Streaming):
         return await machines.engine.jobs(machines.get(call.path["machine"]))
 
     async def job_signal(self, call: Call) -> None:
-        await self._channel(call).signal(job_number(call), call.body.signal)
+        await (await self._channel(call)).signal(job_number(call), call.body.signal)
 
     async def job_forget(self, call: Call) -> None:
-        await self._channel(call).forget(job_number(call))
+        await (await self._channel(call)).forget(job_number(call))
 
     # -- images -------------------------------------------------------------------------------
 
@@ -145,5 +145,5 @@ class Api(Streaming):
     async def image_prune(self, _call: Call) -> m.ImageRemoved:
         return await self._helper.images.prune()
 
-    def _channel(self, call: Call) -> AgentChannel:
-        return self._helper.machines.get(call.path["machine"]).ready_channel()
+    async def _channel(self, call: Call) -> AgentChannel:
+        return await self._helper.machines.get(call.path["machine"]).ready_channel()

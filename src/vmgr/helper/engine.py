@@ -357,14 +357,17 @@ class Engine:
             if channel is None:
                 return
             reason = await channel.wait_closed()
+            if machine.vmm is not vmm:
+                return
+            machine.channel = None
+            # Mostly it is the VMM that ends, and its pidfd tells so next.
+            # If not: no tight loop with a machine that breaks the protocol at once, each time.
+            ended = asyncio.create_task(vmm.wait(), name=f"end of {machine.name}?")
+            await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
+            ended.cancel()
             if machine.vmm is not vmm or not vmm.running or self._helper.stopping.is_set():
                 return
             log.warning("machine %s: %s; connecting again", machine.name, reason)
-            machine.channel = None
-            # Not in a tight loop with a machine that breaks the protocol at once, each time.
-            ended = asyncio.create_task(vmm.wait(), name="pause")
-            await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
-            ended.cancel()
             try:
                 fresh = await self._connect(machine)
                 async with asyncio.timeout(ADOPT_DEADLINE):
@@ -390,7 +393,7 @@ class Engine:
             WrongStateError: it does not run, or its agent is not reached.
             ExecError: the command could not be started.
         """
-        channel = machine.ready_channel()
+        channel = await machine.ready_channel()
         environment = {**machine.row.env, **spec.env}
         return await channel.exec(
             ExecRequest(
@@ -410,7 +413,7 @@ class Engine:
 
     async def jobs(self, machine: Machine) -> list[JobInfo]:
         """A running machine's jobs, and those that ended and were not collected."""
-        records = await machine.ready_channel().jobs()
+        records = await (await machine.ready_channel()).jobs()
         uptime = machine.guest_uptime_ns()
         return [
             JobInfo(

@@ -49,6 +49,7 @@ class LogFile:
         root.handlers[:] = [_DroppingQueueHandler(pending)]
         # One line per API call is noise; the handlers log what matters.
         logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+        logging.getLogger("qemu.qmp").setLevel(logging.WARNING)
         logging.captureWarnings(capture=True)
 
     def recent(self) -> list[str]:

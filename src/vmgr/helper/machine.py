@@ -58,6 +58,9 @@ class Machine:
         self.channel: AgentChannel | None = None
         self.kill_reason: str | None = None
         """Why we are ending the VMM, told to whoever waits for the machine."""
+        self.adopted = asyncio.Event()
+        """Clear while a new helper is taking the machine over."""
+        self.adopted.set()
         self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
@@ -125,12 +128,13 @@ class Machine:
         heard, uptime = self._uptime
         return uptime + time.monotonic_ns() - heard
 
-    def ready_channel(self) -> AgentChannel:
-        """The way into the machine.
+    async def ready_channel(self) -> AgentChannel:
+        """The way into the machine; waits for what a new helper does to find it again.
 
         Raises:
             WrongStateError: it is not running.
         """
+        await self.adopted.wait()
         self.require("exec")
         if self.channel is None:
             raise WrongStateError(

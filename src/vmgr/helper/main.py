@@ -29,6 +29,7 @@ from vmgr.helper.logfile import LogFile
 from vmgr.paths import Paths
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 __all__ = ["main"]
@@ -57,6 +58,7 @@ def main() -> NoReturn:
     logfile = LogFile(paths.helper_log)
     fatal = _Fatal(paths, logfile)
     fatal.install()
+    fatal.on_crash = ready.failed
     try:
         asyncio.run(_serve(paths, ready, fatal))
     except VmgrError as error:
@@ -104,6 +106,8 @@ class _Fatal:
         self._paths = paths
         self._logfile = logfile
         self._once = threading.Lock()
+        self.on_crash: Callable[[VmgrError], None] | None = None
+        """Told of a crash; until the helper is ready, that is who waits for it."""
 
     def install(self) -> None:
         sys.excepthook = lambda _type, error, _trace: self(error)
@@ -122,7 +126,10 @@ class _Fatal:
         try:
             log.critical("crashed", exc_info=error)
             self._logfile.close()
-            crash.write_report(self._paths.crashes, error, self._logfile.recent())
+            report = crash.write_report(self._paths.crashes, error, self._logfile.recent())
+            if self.on_crash is not None:
+                problem = f"the helper crashed while starting: {type(error).__name__}"
+                self.on_crash(StateError(problem, next_step=f"report it with {report}"))
         finally:
             os._exit(EXIT_CRASH)
 
@@ -184,6 +191,7 @@ async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
         runner = await serve(make_application(Api(helper)), _listen(paths))
         log.info("listening on %s", paths.helper_socket)
         ready.done()
+        fatal.on_crash = None
         try:
             await helper.wait_for_stop()
         finally:

@@ -83,6 +83,7 @@ async def reconcile(
             if row.vmm_pid != pid:
                 await machine.save(vmm_pid=pid, vmm_start_time=start_time_of(pid))
             await machine.lock.acquire()
+            machine.adopted.clear()
             tasks.start(_adopt(machine, engine), name=f"adopt {row.name}")
     for machine_id, pid in vmms.items():
         log.warning("ending a VMM (pid %d) of no known machine (%s)", pid, machine_id)
@@ -99,6 +100,7 @@ async def _adopt(machine: Machine, engine: Engine) -> None:
     except VmgrError as error:
         log.warning("machine %s: runs, but is not reached: %s", machine.name, error)
     finally:
+        machine.adopted.set()
         machine.lock.release()
 
 

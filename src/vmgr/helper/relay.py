@@ -52,10 +52,15 @@ class RelayEnd(Enum):
 
 
 class JobRelay:
-    """One client's hold on one job; the job's sink (see `vmgr.agent.JobSink`)."""
+    """One client's hold on one job; the job's sink (see `vmgr.agent.JobSink`).
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    Args:
+        detached: the job was started to go on without its client.
+    """
+
+    def __init__(self, socket: web.WebSocketResponse, *, detached: bool = False) -> None:
         self._socket = socket
+        self._detached = detached
         # Bounded by the credit windows: at most two windows of data and a few messages.
         self._outgoing: asyncio.Queue[bytes | streams.FromHelper] = asyncio.Queue()
         self._machine_gone = False
@@ -115,9 +120,9 @@ class JobRelay:
             match end:
                 case RelayEnd.EXITED:
                     job.close()
-                case RelayEnd.CLIENT_GONE:
+                case RelayEnd.CLIENT_GONE if not self._detached:
                     job.hangup()
-                case RelayEnd.DETACHED:
+                case RelayEnd.CLIENT_GONE | RelayEnd.DETACHED:
                     job.detach()
                 case RelayEnd.FAILED:
                     pass

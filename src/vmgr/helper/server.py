@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 from aiohttp import WSMsgType, web
 
+from vmgr._version import __version__
 from vmgr.api.models import Error, ErrorBody
 from vmgr.api.operations import API_PREFIX, OPERATIONS, Operation, Parameter
 from vmgr.errors import NotFoundError, UsageError, VmgrError
@@ -36,6 +37,7 @@ __all__ = [
 MAX_BODY: Final = 1 << 20
 MAX_MESSAGE: Final = 1 << 20
 NOTICE_HEADER: Final = "Vmgr-Notice"
+VERSION_HEADER: Final = "Vmgr-Version"
 _PEERCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid; see unix(7)
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,8 @@ def _guard(endpoints: Endpoints) -> Any:
         except Exception as error:
             endpoints.failed(error)
             raise
+        if not response.prepared:
+            response.headers[VERSION_HEADER] = __version__
         if not response.prepared and (notices := await endpoints.take_notices()):
             response.headers[NOTICE_HEADER] = " | ".join(notices).replace("\n", " ")
         return response
@@ -182,8 +186,14 @@ def _stream_handler(operation: Operation, method: Any) -> Any:
     async def handle(request: web.Request) -> web.StreamResponse:
         call = _decode_call(operation, request, b"")
         socket_ = web.WebSocketResponse(
-            max_msg_size=MAX_MESSAGE, compress=False, autoping=True, writer_limit=1 << 18
+            max_msg_size=MAX_MESSAGE,
+            compress=False,
+            autoping=True,
+            # A client's goodbye is answered once what it had begun has been undone.
+            autoclose=False,
+            writer_limit=1 << 18,
         )
+        socket_.headers[VERSION_HEADER] = __version__
         if not socket_.can_prepare(request).ok:
             raise UsageError(f"{request.path} is a WebSocket", next_step="connect with an upgrade")
         await socket_.prepare(request)

@@ -42,7 +42,7 @@ class Streaming:
         async with self._reporting(socket):
             start = await _first(socket, streams.Start)
             machine = self._helper.machines.get(call.path["machine"])
-            relay = JobRelay(socket)
+            relay = JobRelay(socket, detached=start.spec.detached)
             job = await self._helper.machines.exec(machine, start.spec, relay)
             await self._relay(relay, job, streams.Started(machine=machine.name, job=job.id))
 
@@ -51,7 +51,8 @@ class Streaming:
             offsets = await _first(socket, streams.Attach)
             machine = self._helper.machines.get(call.path["machine"])
             relay = JobRelay(socket)
-            job = await machine.ready_channel().attach(
+            channel = await machine.ready_channel()
+            job = await channel.attach(
                 job_number(call),
                 relay,
                 stdin_sent=offsets.stdin_sent,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmgr.api.models import CreateMachine
+from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
 from vmgr.cli.parser import machine_options
+from vmgr.cli.progress import ProgressLine
+from vmgr.errors import NotFoundError
 
 if TYPE_CHECKING:
     import argparse
 
 DESCRIPTION = """Create a machine with a disk of its own. Without a name, one is made up. The name
-is printed."""
+is printed. An image that is missing and that vmgr can build is built first."""
 EXAMPLES = """examples:
   vmgr create web
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
@@ -33,15 +35,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
     helper = client()
-    machine = helper.machine_create(
-        CreateMachine(
-            name=options.name or options.name_option,
-            image=options.image,
-            cpus=options.cpus,
-            memory_bytes=options.memory,
-            disk_bytes=options.disk,
-        )
+    wanted = CreateMachine(
+        name=options.name if options.name is not None else options.name_option,
+        image=options.image,
+        cpus=options.cpus,
+        memory_bytes=options.memory,
+        disk_bytes=options.disk,
     )
+    try:
+        machine = helper.machine_create(wanted)
+    except NotFoundError as error:
+        if (recipe := error.details.get("recipe")) is None:
+            raise
+        with ProgressLine() as progress:
+            helper.image_build(ImageBuild(recipe=recipe), progress.show)
+        machine = helper.machine_create(wanted)
     if options.start:
         machine = helper.machine_start(machine.name)
     if options.json:
