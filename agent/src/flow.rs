@@ -11,6 +11,8 @@ use crate::frame::Violation;
 pub const INITIAL: u64 = 65_536;
 /// Output that is kept per flow.
 pub const OUTPUT_WINDOW: u64 = 262_144;
+#[expect(clippy::cast_possible_truncation, reason = "it is small")]
+const KEPT_MAX: usize = OUTPUT_WINDOW as usize;
 /// What the protocol allows for stdin.
 pub const STDIN_WINDOW_MAX: u64 = 1_048_576;
 /// What this agent grants for stdin: enough to keep a pipe full, little enough for 256 jobs.
@@ -66,7 +68,7 @@ impl Output {
     /// How much may be added before something must be taken or dropped, in bytes.
     #[must_use]
     pub fn space(&self) -> usize {
-        (OUTPUT_WINDOW as usize).saturating_sub(self.kept.len())
+        KEPT_MAX.saturating_sub(self.kept.len())
     }
 
     /// Add what the job has written; at most `space` bytes.
@@ -153,7 +155,7 @@ impl Output {
         self.kept.drain(..count);
         self.start = offset;
         // An idle job does not hold the memory that a burst needed.
-        if self.kept.is_empty() && self.kept.capacity() > INITIAL as usize {
+        if self.kept.is_empty() && self.kept.capacity() > KEPT_MAX / 4 {
             self.kept = VecDeque::new();
         }
     }

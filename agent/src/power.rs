@@ -137,10 +137,10 @@ impl Server {
     pub(crate) fn power_step(&mut self) {
         match self.power.step {
             Some(Step::Jobs) => self.power_step_if_jobs_ended(),
-            Some(Step::Rest | Step::Last) if matches!(self.power.role, Role::Init) => {
-                if !children::any() {
-                    self.power_advance();
-                }
+            Some(Step::Rest | Step::Last)
+                if matches!(self.power.role, Role::Init) && !children::any() =>
+            {
+                self.power_advance();
             }
             _ => {}
         }

@@ -223,11 +223,10 @@ impl Server {
         if self.stalled || !self.port.can_read() {
             return;
         }
-        let mut buffer = [0; CHUNK];
-        match self.port.read(&mut buffer) {
+        match self.port.read(&mut self.scratch[..CHUNK]) {
             Read::Bytes(count) => {
                 self.event_loop.cancel(Timer::Absence);
-                self.receiver.feed(&buffer[..count]);
+                self.receiver.feed(&self.scratch[..count]);
                 self.parse(Patience::Hold);
             }
             Read::Nothing if self.port.can_read() => {}

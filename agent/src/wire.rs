@@ -415,12 +415,8 @@ pub struct JobRecord<'a> {
 /// When a message is larger than a frame, which would be a defect here.
 #[must_use]
 pub fn map(fields: Vec<(&str, Value)>) -> Vec<u8> {
-    let fields = fields
-        .into_iter()
-        .map(|(k, v)| (Value::from(k), v))
-        .collect();
     let mut bytes = Vec::with_capacity(128);
-    encode::write_value(&mut bytes, &Value::Map(fields)).expect("a Vec takes everything");
+    encode::write_value(&mut bytes, &value(fields)).expect("a Vec takes everything");
     assert!(bytes.len() <= MAX_PAYLOAD, "own messages fit a frame");
     bytes
 }
@@ -438,28 +434,22 @@ pub fn error(refusal: &Refusal) -> Vec<u8> {
 /// Payload of EXIT, with the bytes dropped of stdout and stderr.
 #[must_use]
 pub fn exit(ended: Ended, dropped: [u64; 2]) -> Vec<u8> {
-    let Value::Map(fields) = exit_value(ended, dropped) else {
-        unreachable!("it is made as a map")
-    };
-    let mut bytes = Vec::with_capacity(64);
-    encode::write_value(&mut bytes, &Value::Map(fields)).expect("a Vec takes everything");
-    bytes
+    map(exit_fields(ended, dropped))
 }
 
-fn exit_value(ended: Ended, dropped: [u64; 2]) -> Value {
-    let mut fields: Vec<(Value, Value)> = match ended {
-        Ended::Code(code) => vec![("code".into(), code.into())],
-        Ended::Signal { number, core } => vec![
-            ("signal".into(), number.into()),
-            ("core".into(), core.into()),
-        ],
+fn exit_fields(ended: Ended, dropped: [u64; 2]) -> Vec<(&'static str, Value)> {
+    let mut fields = match ended {
+        Ended::Code(code) => vec![("code", code.into())],
+        Ended::Signal { number, core } => vec![("signal", number.into()), ("core", core.into())],
     };
-    let counts = vec![
-        ("stdout".into(), dropped[0].into()),
-        ("stderr".into(), dropped[1].into()),
-    ];
-    fields.push(("dropped".into(), Value::Map(counts)));
-    Value::Map(fields)
+    let counts = vec![("stdout", dropped[0].into()), ("stderr", dropped[1].into())];
+    fields.push(("dropped", value(counts)));
+    fields
+}
+
+fn value(fields: Vec<(&str, Value)>) -> Value {
+    let fields = fields.into_iter().map(|(name, v)| (name.into(), v));
+    Value::Map(fields.collect())
 }
 
 /// The value of `jobs`: as many as fit one frame, with texts shortened to fit.
@@ -490,10 +480,10 @@ fn record(job: &JobRecord, room: usize) -> Value {
         room = left - part.len();
         argv.push(Value::Binary(part.to_vec()));
     }
-    let exit = job
-        .exit
-        .map_or(Value::Nil, |(ended, dropped)| exit_value(ended, dropped));
-    let fields: Vec<(&str, Value)> = vec![
+    let exit = job.exit.map_or(Value::Nil, |(ended, dropped)| {
+        value(exit_fields(ended, dropped))
+    });
+    value(vec![
         ("job", job.job.into()),
         ("pid", job.pid.into()),
         ("label", label.into()),
@@ -504,8 +494,7 @@ fn record(job: &JobRecord, room: usize) -> Value {
         ("started_ns", job.started_ns.into()),
         ("attached", job.attached.into()),
         ("exit", exit),
-    ];
-    Value::Map(fields.into_iter().map(|(k, v)| (k.into(), v)).collect())
+    ])
 }
 
 fn shortened(text: &str, most: usize) -> &str {

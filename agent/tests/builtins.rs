@@ -119,7 +119,7 @@ fn sample() -> TempDir {
     file(&top.join("n".repeat(200)), b"long name", 0o644);
     let deep = top.join("d".repeat(120)).join("e".repeat(120));
     fs::create_dir_all(&deep).unwrap();
-    file(&deep.join("inner"), &[7; 100_000], 0o400);
+    file(&deep.join("inner"), &vec![7; 100_000], 0o400);
     symlink("plain", top.join("link")).unwrap();
     symlink("/no/such/target", top.join("dangling")).unwrap();
     symlink("t".repeat(300), top.join("long-link")).unwrap();

@@ -188,10 +188,10 @@ fn receive(key: [u8; 16], bytes: &[u8], size: usize) -> Vec<Json> {
                     if header.kind == Kind::Hello {
                         key = Some(wire::host_hello(payload).unwrap().next_key);
                     }
-                    let payload: String = payload.iter().map(|b| format!("{b:02x}")).collect();
+                    let payload = payload.to_vec();
                     found.push(serde_json::json!({"frame": {
                         "type": named(header.kind), "channel": header.channel,
-                        "flow": header.flow, "payload": payload,
+                        "flow": header.flow, "payload": common::to_hex(&payload),
                     }}));
                 }
             }

@@ -170,7 +170,7 @@ impl Host {
     }
 
     fn more(&mut self) {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 16_384];
         let count = self
             .stream
             .read(&mut buffer)
@@ -363,4 +363,12 @@ pub fn hex(text: &str) -> Vec<u8> {
     (0..text.len() / 2)
         .map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap())
         .collect()
+}
+
+pub fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
 }
