@@ -6,7 +6,7 @@ readonly test_user=vmgr-test
 readonly test_user_mark='vmgr test suite, removed after each run'
 # What depends on rights: processes, files, images, machines. Not the slow ones, and not the packages
 # that only compute or talk on sockets.
-readonly -a ordinary_part=(-m 'not slow' --ignore=tests/{agent,api,client,cli,config,machine})
+readonly -a ordinary_part=(-m 'not slow' --ignore=tests/{agent,api,client,config,machine})
 
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
 run_suite() {
