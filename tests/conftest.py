@@ -147,6 +147,11 @@ class Home:
                     found.append(int(entry.name))
         return found
 
+    def wait_for_no(self, name: str) -> None:
+        """Wait until the processes that `processes(name)` gives have ended."""
+        for pid in self.processes(name):
+            wait_for_end(pid)
+
     def vmms(self) -> list[int]:
         """Live VMMs of this home."""
         return self.processes("qemu-system")
@@ -160,15 +165,19 @@ class Home:
 
 def kill_and_wait(pid: int, number: int = signal.SIGKILL, deadline: float = 30.0) -> None:
     """Signal a process that need not be our child, and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        wait_for_end(pid, deadline)
+
+
+def wait_for_end(pid: int, deadline: float = 30.0) -> None:
+    """Wait until a process is gone, whose child it may be."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        signal.pidfd_send_signal(pidfd, number)
         assert select.select([pidfd], [], [], deadline)[0], f"process {pid} does not end"
-    except ProcessLookupError:
-        pass
     finally:
         os.close(pidfd)
 

@@ -10,15 +10,16 @@ import pytest
 from tests.conftest import kill_and_wait
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Home
 
 pytestmark = pytest.mark.vm
 
 
-def database(home: Home) -> Path:
-    return home.root / "state/vmgr/vmgr.db"
+def edit_rows(home: Home, old: str, new: str) -> None:
+    with sqlite3.connect(home.root / "state/vmgr/vmgr.db") as db:
+        change = "CAST(replace(CAST(row AS TEXT), ?, ?) AS BLOB)"
+        db.execute(f"UPDATE machines SET row={change}", (old, new))
+    db.close()
 
 
 def test_a_killed_helper_is_replaced_and_its_machines_go_on(home: Home) -> None:
@@ -91,10 +92,7 @@ def test_a_restarted_host_leaves_stopped_machines(home: Home) -> None:
     home.kill_helper()
     kill_and_wait(home.vmms()[0])
     # What a reboot leaves: the row of another boot, stale sockets and a lock file.
-    with sqlite3.connect(database(home)) as db:
-        db.execute("UPDATE machines SET row=CAST(replace(CAST(row AS TEXT), '\"host_boot_id\":\"', "
-                   "'\"host_boot_id\":\"before-') AS BLOB)")  # fmt: skip
-    db.close()
+    edit_rows(home, '"host_boot_id":"', '"host_boot_id":"before-')
     assert (home.root / "run/vmgr/helper.sock").exists()
     info = home.json("info", "m")
     assert (info["status"], info["status_reason"]) == ("stopped", "the host was restarted")
@@ -107,10 +105,7 @@ def test_residue_is_removed(home: Home) -> None:
     stray = home.root / "state/vmgr/machines/ffffffffffff"
     stray.mkdir()
     (stray / "disk.qcow2").write_bytes(b"x")
-    with sqlite3.connect(database(home)) as db:
-        db.execute("UPDATE machines SET row=CAST(replace(CAST(row AS TEXT), '\"status\":\"stopped\"', "
-                   "'\"status\":\"removing\"') AS BLOB)")  # fmt: skip
-    db.close()
+    edit_rows(home, '"status":"stopped"', '"status":"removing"')
     assert home.json("ls") == []
     assert home.machine_directories() == []
 

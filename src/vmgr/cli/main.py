@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +30,8 @@ def main() -> NoReturn:
     """Run the command of `sys.argv`; the process ends with it."""
     # A collection during imports finds nothing: all of it stays. (A tenth of the start-up time.)
     gc.disable()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see `vmgr.cli`
     _open_standard_fds()
     if "_ARGCOMPLETE" in os.environ:
         from vmgr.cli.completing import complete

@@ -89,10 +89,12 @@ def make_application(endpoints: Endpoints) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard(endpoints)])
     for operation in OPERATIONS.values():
         method = getattr(endpoints, operation.name)
-        handler = _stream_handler if operation.stream else _plain_handler
-        app.router.add_route(
-            operation.method, API_PREFIX + operation.path, handler(operation, method)
+        handler = (
+            _stream_handler(operation, method, endpoints)
+            if operation.stream
+            else _plain_handler(operation, method)
         )
+        app.router.add_route(operation.method, API_PREFIX + operation.path, handler)
 
     async def openapi(_request: web.Request) -> web.Response:
         return _answer(await endpoints.openapi())
@@ -144,12 +146,17 @@ def _guard(endpoints: Endpoints) -> Any:
             endpoints.failed(error)
             raise
         if not response.prepared:
-            response.headers[VERSION_HEADER] = __version__
-        if not response.prepared and (notices := await endpoints.take_notices()):
-            response.headers[NOTICE_HEADER] = " | ".join(notices).replace("\n", " ")
+            await _add_headers(endpoints, response)
         return response
 
     return guard
+
+
+async def _add_headers(endpoints: Endpoints, response: web.StreamResponse) -> None:
+    """What every answer tells: our version, and once what the person should know."""
+    response.headers[VERSION_HEADER] = __version__
+    if notices := await endpoints.take_notices():
+        response.headers[NOTICE_HEADER] = " | ".join(notices).replace("\n", " ")
 
 
 def _decode_call(operation: Operation, request: web.Request, body: bytes) -> Call:
@@ -182,7 +189,7 @@ def _plain_handler(operation: Operation, method: Any) -> Any:
     return handle
 
 
-def _stream_handler(operation: Operation, method: Any) -> Any:
+def _stream_handler(operation: Operation, method: Any, endpoints: Endpoints) -> Any:
     async def handle(request: web.Request) -> web.StreamResponse:
         call = _decode_call(operation, request, b"")
         socket_ = web.WebSocketResponse(
@@ -193,7 +200,7 @@ def _stream_handler(operation: Operation, method: Any) -> Any:
             autoclose=False,
             writer_limit=1 << 18,
         )
-        socket_.headers[VERSION_HEADER] = __version__
+        await _add_headers(endpoints, socket_)
         if not socket_.can_prepare(request).ok:
             raise UsageError(f"{request.path} is a WebSocket", next_step="connect with an upgrade")
         await socket_.prepare(request)
