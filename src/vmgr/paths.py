@@ -16,6 +16,7 @@ The runtime directory is short on purpose: a unix socket's address holds 107 byt
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -124,8 +125,8 @@ class Paths:
         """Make every directory that is missing, 0700.
 
         Raises:
-            StateError: one belongs to another user, is a symlink or open to others, or cannot be made;
-                or the runtime directory is too long for socket addresses.
+            StateError: one belongs to another user, is a symlink or cannot be made; or the runtime
+                directory is too long for socket addresses.
         """
         longest = len(os.fsencode(self.runtime)) + len("/machines/0123456789ab/console.sock")
         if longest > _SOCKET_PATH_MAX:
@@ -186,10 +187,8 @@ def ensure_private_directory(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
         found = path.lstat()
     except OSError as error:
         raise StateError(

@@ -1,1 +1,1 @@
-"""The contract between helper and clients: typed models, the table of operations, stream messages."""
+"""The contract of helper and clients: typed models, the table of operations, stream messages."""

@@ -240,7 +240,7 @@ class ImageInfo(Model, frozen=True, kw_only=True):
     """A read-only root file system and its metadata."""
 
     digest: str
-    """`sha256:` and 64 hexadecimal digits: of the file system's content."""
+    """`sha256:` and 64 hexadecimal digits: of its files and of what says how it runs."""
     names: list[str]
     source: str
     created_at: float
@@ -317,7 +317,7 @@ class SetConfig(Model, frozen=True, kw_only=True):
 
 
 class Event(Model, frozen=True, kw_only=True):
-    """Something that happened. `kind` is `machine.status`, `machine.exited`, `image.added` …"""
+    """Something that happened; `kind` is `machine.status`, `image.added` and so on."""
 
     seq: int
     at: float
