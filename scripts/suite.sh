@@ -6,7 +6,11 @@ readonly test_user=vmgr-test
 readonly test_user_mark='vmgr test suite, removed after each run'
 # What depends on rights: processes, files, images, machines. Not the slow ones, and not the packages
 # that only compute or talk on sockets.
-readonly -a ordinary_part=(-m 'not slow' --ignore=tests/{agent,api,client,config,machine})
+# A short place for files of their own: the addresses of sockets in them hold 107 bytes.
+readonly ordinary_files=/tmp/vmgr-pytest
+readonly -a ordinary_part=(
+  -m 'not slow' --ignore=tests/{agent,api,client,config,machine} --basetemp="$ordinary_files"
+)
 
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
 run_suite() {
@@ -75,5 +79,5 @@ remove_test_user() {
   cd /
   pkill -KILL --uid "$uid" || true
   userdel --remove --force "$test_user" 2>/dev/null
-  rm -rf -- "/tmp/vmgr-$uid"
+  rm -rf -- "/tmp/vmgr-$uid" "$ordinary_files"
 }
