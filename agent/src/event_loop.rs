@@ -64,6 +64,10 @@ pub enum Timer {
     Patience,
     /// The host has been absent for so long that it has gone.
     Absence,
+    /// Jobs whose host vanished have waited long enough for the next one.
+    Orphans,
+    /// Time to look for a power button: nobody should wait for that.
+    FindButton,
     /// The next step of powering off.
     Power,
 }

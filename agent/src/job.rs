@@ -68,6 +68,8 @@ pub struct Job {
     pub argv: Vec<Vec<u8>>,
     pub user: String,
     pub detached: bool,
+    /// Its host vanished without a word, and may be back soon.
+    pub orphaned: bool,
     pub started_ns: u64,
     pub phase: Phase,
     /// The channel whose consumer gets its output.
@@ -109,6 +111,7 @@ impl Job {
             argv: Vec::new(),
             user: String::new(),
             detached: false,
+            orphaned: false,
             started_ns: 0,
             phase: Phase::Starting(status),
             channel: Some(channel),
@@ -379,7 +382,7 @@ impl Job {
 
     /// Whether output that nobody takes is dropped rather than waited for.
     fn drops(&self) -> bool {
-        self.channel.is_none() || self.hung_up
+        (self.channel.is_none() && !self.orphaned) || self.hung_up
     }
 
     fn tap(&mut self, flow: u8) -> &mut Tap {

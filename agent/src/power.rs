@@ -17,8 +17,9 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{self, Pid};
 
+use crate::boot::button;
 use crate::error::Refusal;
-use crate::event_loop::Timer;
+use crate::event_loop::{Source, Timer};
 use crate::job::Phase as JobPhase;
 use crate::server::Server;
 use crate::{children, mounts, task};
@@ -58,6 +59,7 @@ pub struct Power {
     step: Option<Step>,
     reboot: bool,
     grace: Duration,
+    buttons: Vec<OwnedFd>,
 }
 
 impl Power {
@@ -68,7 +70,14 @@ impl Power {
             step: None,
             reboot: false,
             grace: Duration::ZERO,
+            buttons: Vec::new(),
         }
+    }
+
+    /// Whether the power button is the agent's to watch.
+    #[must_use]
+    pub fn has_button(&self) -> bool {
+        matches!(self.role, Role::Init)
     }
 
     /// Whether the loop is to end.
@@ -112,9 +121,29 @@ impl Server {
         }
     }
 
-    /// The power button was pressed.
+    /// Find the power button, where nobody else looks after it.
+    pub(crate) fn find_power_button(&mut self) {
+        self.power.buttons = button::open();
+        for button in &self.power.buttons {
+            if let Err(errno) = self.event_loop.watch(button, Source::PowerButton) {
+                self.machine
+                    .log(&format!("cannot watch the power button: {}", errno.desc()));
+            }
+        }
+    }
+
+    /// The power button has news.
     pub(crate) fn power_button(&mut self) {
-        self.power_begin(false, GRACE_MS);
+        // All of them are asked, so that none keeps an event.
+        let pressed = self
+            .power
+            .buttons
+            .iter()
+            .filter(|b| button::pressed(b))
+            .count();
+        if pressed > 0 {
+            self.power_begin(false, GRACE_MS);
+        }
     }
 
     /// Begin to end the machine. Once begun it goes on to the end.

@@ -28,6 +28,10 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// How long the kernel must say that no host is there before it is believed: much longer than a host
 /// that replaces another takes to be announced, too short for a job to suffer.
 const ABSENCE: Duration = Duration::from_millis(500);
+/// How long a job whose host vanished waits for somebody to attach before its output is dropped.
+const ORPHANED: Duration = Duration::from_secs(60);
+/// After the start, when the first requests have had their turn.
+const FIND_BUTTON: Duration = Duration::from_secs(1);
 /// DATA that is put into the outbox at a time: what is said meanwhile waits behind no more than this.
 const DATA_QUEUED: usize = 65_536;
 /// Writes per turn.
@@ -100,6 +104,9 @@ impl Server {
 
     /// Serve until there is nothing left to serve; in a machine that is never.
     pub fn run(&mut self) {
+        if self.power.has_button() {
+            self.event_loop.set(Timer::FindButton, FIND_BUTTON);
+        }
         while !self.port.is_over() && !self.power.is_over() {
             for source in self.event_loop.wait(self.is_busy()) {
                 self.on_event(source);
@@ -157,6 +164,12 @@ impl Server {
                 self.end_session();
                 self.receiver.seek();
             }
+            Timer::Orphans => {
+                for job in self.jobs.values_mut() {
+                    job.orphaned = false;
+                }
+            }
+            Timer::FindButton => self.find_power_button(),
             Timer::Power => self.power_advance(),
         }
     }
@@ -314,6 +327,8 @@ impl Server {
         self.channels.clear();
         let mut over = Vec::new();
         for job in self.jobs.values_mut() {
+            // A killed helper is followed by another, and the client by itself: nothing is lost.
+            job.orphaned |= job.channel.is_some() && !job.detached;
             job.channel = None;
             if job.hung_up && matches!(job.phase, Phase::Ended(_)) {
                 over.push(job.number);
@@ -325,6 +340,7 @@ impl Server {
         for task in self.tasks.values_mut() {
             task.channel = None;
         }
+        self.event_loop.set(Timer::Orphans, ORPHANED);
     }
 
     fn frame(&mut self, header: Header, payload: &[u8]) -> Result<(), Violation> {

@@ -12,6 +12,7 @@
 //! its cgroup is one that init does not know, and its command line begins with `@`, which tells systemd
 //! to leave it alone at shutdown (systemd's "Storage Daemons for the Root File System").
 
+pub(crate) mod button;
 mod cmdline;
 mod devices;
 mod kmods;
@@ -42,7 +43,7 @@ use place::Place;
 
 /// How long disks and the port may take to appear. They are there when their driver is; this is for a
 /// host that is very slow.
-const DEVICE_WAIT: Duration = Duration::from_secs(30);
+const DEVICE_WAIT: Duration = Duration::from_secs(10);
 /// Where the machine's root is until it is moved.
 const NEW_ROOT: &str = "/root";
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -89,11 +90,20 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
         log(&format!("cannot set the hostname: {}", errno.desc()));
     }
     let root = mount_root(&asked)?;
-    if let Err(Trouble(line)) = mount_modules(&asked, &root) {
-        log(&line);
-    }
+    let modules = Aside::start(|| {
+        if let Err(Trouble(line)) = mount_modules(&asked, &root) {
+            log(&line);
+        }
+    });
     furnish(&root, !asked.init.is_empty());
     let cgroups = Cgroups::make().map_err(|Trouble(line)| log(&line)).ok();
+    modules.wait();
+    if !asked.init.is_empty() {
+        let kept = root.path_of(&modules_directory(&root));
+        if let Err(errno) = kept.and_then(|path| systemd::keep_mounted(&root, &path)) {
+            log(&format!("cannot write a unit: {}", errno.desc()));
+        }
+    }
     let init = asked.init.as_str();
     if !init.is_empty() {
         let usable = root
@@ -115,8 +125,37 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
             )),
         }
     }
+    if let Err(errno) = root.mount("sys/fs/cgroup", "cgroup2", "cgroup2", QUIET, "nsdelegate") {
+        log(&format!("cannot mount /sys/fs/cgroup: {}", errno.desc()));
+    }
+    let _ = root.directory("run/lock");
     enter(&root)?;
     be_init(cgroups)
+}
+
+/// Work that a child does at the same time: much of a boot is waiting for the disk.
+struct Aside(i32);
+
+impl Aside {
+    fn start(work: impl FnOnce()) -> Self {
+        // SAFETY: there is one thread.
+        let pid = unsafe { launch::clone_into(None) }.unwrap_or(-1);
+        if pid > 0 {
+            return Self(pid);
+        }
+        work();
+        if pid == 0 {
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) }
+        }
+        Self(pid)
+    }
+
+    fn wait(self) {
+        if self.0 > 0 {
+            let _ = nix::sys::wait::waitpid(unistd::Pid::from_raw(self.0), None);
+        }
+    }
 }
 
 /// proc, sysfs and devtmpfs for the agent itself, and its standard fds.
@@ -174,15 +213,20 @@ fn mount_modules(asked: &CommandLine, root: &Place) -> Result<(), Trouble> {
     let name = asked.modules.as_str();
     // It was made together with the root disk: where that is, this is, or it will never come.
     let disk = devices::disk(name).ok_or_else(|| Trouble(format!("there is no disk {name:?}")))?;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let flags = SHARED | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
     let kind = file_system(&disk)
         .map_err(|error| trouble("cannot read the disk of modules")(errno_of(&error)))?;
-    // /lib is a directory or a link to usr/lib; where there is neither, a merged one is made.
-    let library = if root.has("lib") { "lib" } else { "usr/lib" };
-    let target = format!("{library}/modules/{}", release.trim());
+    let target = modules_directory(root);
     root.mount(&target, &disk.to_string_lossy(), kind, flags, "")
         .map_err(trouble("cannot mount the disk of modules"))
+}
+
+/// Where a machine's tools look for modules. /lib is a directory or a link to usr/lib; where there is
+/// neither, a merged one is made.
+fn modules_directory(root: &Place) -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let library = if root.has("lib") { "lib" } else { "usr/lib" };
+    format!("{library}/modules/{}", release.trim())
 }
 
 /// What is on a disk: squashfs by its magic number at the very beginning, else ext4.
@@ -217,6 +261,7 @@ fn furnish(root: &Place, has_init: bool) {
     }
     for (path, kind) in [
         ("dev/mqueue", "mqueue"),
+        ("dev/hugepages", "hugetlbfs"),
         ("sys/kernel/debug", "debugfs"),
         ("sys/kernel/tracing", "tracefs"),
         ("sys/fs/fuse/connections", "fusectl"),
@@ -225,15 +270,8 @@ fn furnish(root: &Place, has_init: bool) {
         let _ = root.mount(path, kind, kind, QUIET, "");
     }
     make_nodes(root);
-    if has_init {
-        if let Err(errno) = systemd::prepare(root) {
-            missing("run/systemd/system", errno);
-        }
-    } else {
-        if let Err(errno) = root.mount("sys/fs/cgroup", "cgroup2", "cgroup2", QUIET, "nsdelegate") {
-            missing("sys/fs/cgroup", errno);
-        }
-        let _ = root.directory("run/lock");
+    if has_init && let Err(errno) = systemd::prepare(root) {
+        missing("run/systemd/system", errno);
     }
 }
 
@@ -378,7 +416,8 @@ fn be_beside(init: &str, handed: OwnedFd, cgroups: Option<&Cgroups>) -> Result<N
 fn be_init(cgroups: Option<Cgroups>) -> Result<Never, Trouble> {
     // Ctrl-Alt-Del becomes a signal instead of an instant reset.
     let _ = set_cad_enabled(false);
-    machine::loopback_up();
+    // The loop reaps it.
+    Aside::start(machine::loopback_up);
     let ground = Ground {
         root: Root::Own,
         cgroup: cgroups.map(|c| c.exec),

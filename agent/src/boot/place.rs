@@ -1,6 +1,7 @@
 //! Paths in the machine's root, resolved as the machine would: a link in an image leads nowhere else.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -30,6 +31,43 @@ impl Place {
             })
             .resolve(ResolveFlag::RESOLVE_IN_ROOT);
         openat2(self.0.as_fd(), path.as_ref(), how)
+    }
+
+    /// Where `path` really is, links followed, as seen from inside.
+    pub fn path_of(&self, path: &str) -> Result<String, Errno> {
+        let name = |fd: &OwnedFd| {
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+            link.map_err(|error| crate::machine::errno_of(&error))
+        };
+        let (whole, top) = (name(&self.open(path, OFlag::O_PATH)?)?, name(&self.0)?);
+        let inside = whole.strip_prefix(top).map_err(|_| Errno::EXDEV)?;
+        Ok(format!("/{}", inside.display()))
+    }
+
+    /// The names in a directory; none when it is not there.
+    #[must_use]
+    pub fn entries(&self, path: &str) -> Vec<String> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let Ok(fd) = self.open(path, flags) else {
+            return Vec::new();
+        };
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let Ok(entries) = std::fs::read_dir(link) else {
+            return Vec::new();
+        };
+        let names = entries.flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| name.into_string().ok()).collect()
+    }
+
+    /// The beginning of a text file.
+    pub fn read(&self, path: &str) -> Result<String, Errno> {
+        const MOST: u64 = 65_536;
+        let file = File::from(self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
+        let mut bytes = Vec::new();
+        file.take(MOST)
+            .read_to_end(&mut bytes)
+            .map_err(|error| crate::machine::errno_of(&error))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Whether `path` is there.
@@ -73,7 +111,6 @@ impl Place {
 
     /// Write a new file, where there is none.
     pub fn write(&self, path: &str, text: &str) -> Result<(), Errno> {
-        use std::io::Write;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         File::from(self.open(path, flags)?)
             .write_all(text.as_bytes())
