@@ -255,6 +255,7 @@ impl Job {
         self.taps[0].end_sent = false;
         self.taps[1].end_sent = !self.has_stderr;
         self.channel = Some(channel);
+        self.orphaned = false;
         self.exit_sent = false;
         Some([self.stdin.attach(), froms[0], froms[1]])
     }
