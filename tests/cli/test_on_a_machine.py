@@ -78,14 +78,14 @@ def test_a_stuck_reader_holds_back_nobody_else(module_home: Home, machine: str) 
 
 
 def test_background_jobs_are_listed_and_attached(module_home: Home, machine: str) -> None:
-    script = "echo begun; until [ -e /tmp/go ]; do sleep 0.05; done; echo gone; exit 9"
+    script = "echo begun; until [ -e /run/go ]; do sleep 0.05; done; echo gone; exit 9"
     module_home.vmgr("exec", "-d", machine, "--", "sh", "-c", script)
     (job,) = [j for j in module_home.json("jobs", machine) if "begun" in j["label"]]
     assert job["exit"] is None
     attached = module_home.start("attach", machine, str(job["job"]))
     assert attached.stdout is not None
     assert attached.stdout.readline() == b"begun\n"
-    in_machine(module_home, machine, "touch /tmp/go")
+    in_machine(module_home, machine, "touch /run/go")
     out, errors = attached.communicate(timeout=30)
     assert (out, attached.returncode) == (b"gone\n", 9), errors
     assert job["job"] not in [j["job"] for j in module_home.json("jobs", machine)]
@@ -201,13 +201,14 @@ def test_cp_there_and_back_keeps_everything(
 
 
 def test_cp_of_files_and_streams(module_home: Home, machine: str, tmp_path: Path) -> None:
+    # Not to /tmp, which an init that is still starting empties.
     source = tmp_path / "file"
     source.write_bytes(os.urandom(2_000_000))
-    module_home.vmgr("cp", str(source), f"{machine}:/tmp/renamed")
-    module_home.vmgr("cp", f"{machine}:/tmp/renamed", str(tmp_path / "again"))
+    module_home.vmgr("cp", str(source), f"{machine}:/root/renamed")
+    module_home.vmgr("cp", f"{machine}:/root/renamed", str(tmp_path / "again"))
     assert (tmp_path / "again").read_bytes() == source.read_bytes()
-    module_home.vmgr("cp", "-", f"{machine}:/tmp/from-stdin", stdin=b"streamed\n")
-    assert module_home.vmgr("cp", f"{machine}:/tmp/from-stdin", "-").stdout == b"streamed\n"
+    module_home.vmgr("cp", "-", f"{machine}:/root/from-stdin", stdin=b"streamed\n")
+    assert module_home.vmgr("cp", f"{machine}:/root/from-stdin", "-").stdout == b"streamed\n"
 
 
 def test_cp_says_what_is_wrong(module_home: Home, machine: str, tmp_path: Path) -> None:
