@@ -4,7 +4,7 @@ mod common;
 
 use std::io::Write;
 
-use common::{Agent, Done, error_code, field, hello_frame, map, next_key, user};
+use common::{Agent, Done, error_code, field, hello_frame, map, next_key, numbers, take, user};
 use rmpv::Value;
 use vmgr_agent::frame::{self, Kind, STDERR, STDIN};
 use vmgr_agent::receiver::FIRST_KEY;

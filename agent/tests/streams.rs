@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::io::Write;
-
-use common::{Agent, Done, Host, code, error_code, field, next_key};
+use common::{Agent, Done, Host, code, error_code, field, next_key, numbers, take};
 use rmpv::Value;
 use vmgr_agent::frame::{self, Kind, STDIN, STDOUT};
 use vmgr_agent::receiver::FIRST_KEY;
@@ -34,18 +32,6 @@ fn ended(host: &mut Host, count: usize) -> Vec<Value> {
             return jobs;
         }
     }
-}
-
-/// Take DATA of `channel` until `count` bytes are there.
-fn take(host: &mut Host, channel: u32, count: u64) -> Vec<u8> {
-    let mut taken = Vec::new();
-    while (taken.len() as u64) < count {
-        let frame = host.next_of(channel);
-        assert_eq!((frame.kind, frame.flow), (Kind::Data, STDOUT), "{frame:?}");
-        taken.extend(frame.payload);
-    }
-    assert_eq!(taken.len() as u64, count);
-    taken
 }
 
 #[test]
@@ -165,15 +151,6 @@ fn stdin_of_a_job_that_does_not_read_is_not_granted() {
     let mut again = host;
     again.greet(next_key(FIRST_KEY));
     assert_eq!(again.settle(), []);
-}
-
-/// What `seq 1 20000` writes.
-fn numbers() -> Vec<u8> {
-    let mut text = Vec::new();
-    for number in 1..=20_000 {
-        writeln!(text, "{number}").unwrap();
-    }
-    text
 }
 
 // -- attach -----------------------------------------------------------------------------------------

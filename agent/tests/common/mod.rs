@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use rmpv::Value;
-use vmgr_agent::frame::{self, HEADER, Header, Kind};
+use vmgr_agent::frame::{self, HEADER, Header, Kind, STDOUT};
 use vmgr_agent::receiver::FIRST_KEY;
 
 /// After this a test has failed: nothing here takes a hundredth of it.
@@ -371,4 +371,25 @@ pub fn to_hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").unwrap();
         text
     })
+}
+
+/// Take DATA of `channel` until `count` bytes are there.
+pub fn take(host: &mut Host, channel: u32, count: u64) -> Vec<u8> {
+    let mut taken = Vec::new();
+    while (taken.len() as u64) < count {
+        let frame = host.next_of(channel);
+        assert_eq!((frame.kind, frame.flow), (Kind::Data, STDOUT), "{frame:?}");
+        taken.extend(frame.payload);
+    }
+    assert_eq!(taken.len() as u64, count);
+    taken
+}
+
+/// What `seq 1 20000` writes.
+pub fn numbers() -> Vec<u8> {
+    let mut text = Vec::new();
+    for number in 1..=20_000 {
+        writeln!(text, "{number}").unwrap();
+    }
+    text
 }
