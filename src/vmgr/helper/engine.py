@@ -150,8 +150,12 @@ class Engine:
                 verbose=verbose,
             )  # fmt: skip
             machine.vmm = vmm
-            # Named in the row at once: a helper that dies now must find it.
-            await machine.save(vmm_pid=vmm.pid, vmm_start_time=vmm.start_time, resync_keys=[])
+            try:
+                # Named in the row at once: a helper that dies now must find it.
+                await machine.save(vmm_pid=vmm.pid, vmm_start_time=vmm.start_time, resync_keys=[])
+            except BaseException:
+                await asyncio.shield(_end(vmm, "it could not be written down"))
+                raise
             if machine.kill_reason is not None:  # `kill` came before there was anything to kill
                 await vmm.kill(machine.kill_reason, at_once=True)
             return vmm
@@ -178,9 +182,17 @@ class Engine:
                 await channel.configure(
                     hostname=machine.name, entropy=secrets.token_bytes(ENTROPY_BYTES)
                 )
+                machine.connected(channel, greeting)
+                await machine.move(
+                    "ready",
+                    boot_seconds=time.time() - began,
+                    boot_id=greeting.boot_id,
+                    booted_init=greeting.init,
+                )
             except BaseException:
+                machine.channel = None
                 channel.close()
-                await asyncio.shield(booted.vmm.kill("its agent did not answer", at_once=True))
+                await asyncio.shield(_end(booted.vmm, "its agent did not answer"))
                 raise
         except BaseException as error:
             machine.vmm = None
@@ -189,14 +201,8 @@ class Engine:
                 machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
             )
             raise
-        machine.connected(channel, greeting)
-        await machine.move(
-            "ready",
-            boot_seconds=time.time() - began,
-            boot_id=greeting.boot_id,
-            booted_init=greeting.init,
-        )
         self._watch(machine, booted.vmm)
+        self._keep(machine, booted.vmm)
 
     def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
         row = machine.row
@@ -267,7 +273,11 @@ class Engine:
         except BaseException:
             channel.close()
             raise
+        if machine.vmm is not vmm:  # it has ended meanwhile
+            channel.close()
+            return
         machine.connected(channel, greeting)
+        self._keep(machine, vmm)
         if machine.status != "running":
             await machine.move("ready", boot_id=greeting.boot_id, booted_init=greeting.init)
         log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
@@ -303,11 +313,20 @@ class Engine:
             # The agent ends stragglers before our own deadline does.
             grace = max(1.0, deadlines.agent - 2.0)
             power_off = lambda: channel.poweroff(grace=grace)  # noqa: E731 (two lines, one use)
-        machine.kill_reason = "stopped by vmgr stop"
-        await machine.move("stop")
+        machine.kill_reason = (
+            "stopped by vmgr stop"  # from here on a reboot does not start it again
+        )
+        try:
+            await machine.move("stop")
+        except BaseException as error:
+            machine.kill_reason = None
+            if isinstance(error, WrongStateError) and machine.stopped.is_set():
+                return StopReport(machine=machine.name, method="already-stopped", seconds=0)
+            raise
         try:
             report = await orderly_stop(vmm, machine.name, power_off, deadlines)
         except MachineError as error:
+            machine.kill_reason = None
             await machine.move("stop-failed", reason=str(error))
             raise
         await machine.stopped.wait()
@@ -327,6 +346,8 @@ class Engine:
 
     def _watch(self, machine: Machine, vmm: Vmm) -> None:
         self._tasks.start(self._watch_end(machine, vmm), name=f"watch {machine.name}")
+
+    def _keep(self, machine: Machine, vmm: Vmm) -> None:
         self._tasks.start(self._keep_connected(machine, vmm), name=f"agent of {machine.name}")
 
     async def _watch_end(self, machine: Machine, vmm: Vmm) -> None:
@@ -368,11 +389,14 @@ class Engine:
             if machine.vmm is not vmm or not vmm.running or self._helper.stopping.is_set():
                 return
             log.warning("machine %s: %s; connecting again", machine.name, reason)
+            fresh = None
             try:
                 fresh = await self._connect(machine)
                 async with asyncio.timeout(ADOPT_DEADLINE):
                     greeting = await fresh.hello()
             except (VmgrError, TimeoutError) as error:
+                if fresh is not None:
+                    fresh.close()
                 log.warning("machine %s: its agent is not reached: %s", machine.name, error)
                 return
             if machine.vmm is vmm and vmm.running:
@@ -429,6 +453,11 @@ class Engine:
             )
             for record in records
         ]
+
+
+async def _end(vmm: Vmm, reason: str) -> None:
+    await vmm.kill(reason, at_once=True)
+    await vmm.close()
 
 
 def _label(spec: ExecSpec) -> str:

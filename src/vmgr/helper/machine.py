@@ -17,7 +17,7 @@ import msgspec
 
 from vmgr.agent import FIRST_KEY
 from vmgr.api.models import MachineInfo, VmmInfo
-from vmgr.errors import WrongStateError
+from vmgr.errors import VmgrError, WrongStateError
 from vmgr.machine.lifecycle import check_permits, next_status
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Machine:
         self._services = services
         self.row = row
         self.lock = asyncio.Lock()
+        self._saving = asyncio.Lock()
         self.vmm: Vmm | None = None
         self.channel: AgentChannel | None = None
         self.kill_reason: str | None = None
@@ -92,10 +93,11 @@ class Machine:
 
     async def save(self, **changes: Any) -> None:
         """Change the row, here and on disk."""
-        row = msgspec.structs.replace(self.row, **changes)
+        async with self._saving:
+            await self._write(msgspec.structs.replace(self.row, **changes))
+
+    async def _write(self, row: MachineRow) -> None:
         await self._services.executors.in_store(self._services.store.save_machine, row)
-        # Rows are changed by one task at a time (the lock's holder, or the exit's watcher after
-        # it).
         self.row = row
 
     async def move(self, trigger: Trigger, *, reason: str | None = None, **changes: Any) -> None:
@@ -104,13 +106,25 @@ class Machine:
         Raises:
             WrongStateError: the lifecycle table has no such transition.
         """
-        before = self.status
-        after = next_status(self.name, before, trigger)
-        await self.save(status=after, status_reason=reason, **changes)
-        if after == "stopped":
-            self.stopped.set()
-        else:
-            self.stopped.clear()
+        # The lock's holder, the watcher of the VMM's end and the agent's keys all change the row:
+        # each change begins with what the one before has left.
+        async with self._saving:
+            before = self.status
+            after = next_status(self.name, before, trigger)
+            row = msgspec.structs.replace(self.row, status=after, status_reason=reason, **changes)
+            try:
+                await self._write(row)
+            except VmgrError as error:
+                if trigger != "vmm-exited":
+                    raise
+                # It has ended whether or not that can be written down (the disk may be full); a
+                # helper that reads the old row finds no VMM and says the same.
+                log.error("machine %s: its end is not written down: %s", self.name, error)  # noqa: TRY400
+                self.row = row
+            if after in {"stopped", "removing"}:
+                self.stopped.set()
+            else:
+                self.stopped.clear()
         log.info(
             "machine %s: %s -> %s%s", self.name, before, after, f" ({reason})" if reason else ""
         )

@@ -252,8 +252,8 @@ class Machines:
             vmm_start_time=None,
         )
         if machine.row.ephemeral:
-            if not machine.lock.locked():
-                await self.discard(machine)
+            # On its own: whoever holds the lock (a stop, say) may wait for us.
+            self._start_discard(machine)
         elif rebooting:
             try:
                 await self.start(machine.name)
@@ -289,13 +289,30 @@ class Machines:
             return await self._remove(machine)
 
     async def discard(self, machine: Machine) -> None:
-        """Remove an ephemeral machine, whatever it does; once is enough."""
+        """Remove an ephemeral machine, whatever it does; once is enough.
+
+        Goes on when the caller is cancelled: half a removal would be one that nobody finishes.
+        """
         self.keep_ephemeral(machine)
-        if not machine.stopped.is_set():
-            await self._end_vmm(machine, "its command has ended")
-        async with machine.lock:
-            if self._machines.get(machine.name) is machine:
+        await asyncio.shield(self._start_discard(machine))
+
+    def _start_discard(self, machine: Machine) -> asyncio.Task[None]:
+        return self._tasks.start(self._discard(machine), name=f"discard {machine.name}")
+
+    async def _discard(self, machine: Machine) -> None:
+        self.keep_ephemeral(machine)
+        try:
+            if not machine.stopped.is_set():
+                await self._end_vmm(machine, "its command has ended")
+            async with machine.lock:
+                if self._machines.get(machine.name) is not machine:
+                    return
+                if not machine.stopped.is_set():  # started again meanwhile
+                    await self._end_vmm(machine, "its command has ended")
                 await self._remove(machine)
+        except VmgrError as error:
+            # The disk is full, say. The next helper removes what is left.
+            log.error("machine %s is not removed: %s", machine.name, error)  # noqa: TRY400
 
     async def _end_vmm(self, machine: Machine, reason: str) -> None:
         try:
@@ -336,7 +353,7 @@ class Machines:
         """Remove an ephemeral machine unless its client comes back in time."""
         self._abandoned[machine.name] = asyncio.get_running_loop().call_later(
             EPHEMERAL_GRACE,
-            lambda: self._tasks.start(self.discard(machine), name=f"discard {machine.name}"),
+            lambda: self._helper.stopping.is_set() or self._start_discard(machine),
         )
 
     def keep_ephemeral(self, machine: Machine) -> None:

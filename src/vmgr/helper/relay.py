@@ -16,6 +16,7 @@ has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["JobRelay", "RelayEnd", "exit_result"]
 
 RECEIPT_DEADLINE: Final = 10.0  # seconds a client gets to close its end after Exit
+_SIGNAL_MAX: Final = 64
+_CELLS_MAX: Final = 65_535
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +95,11 @@ class JobRelay:
 
     async def run(self, job: Job, started: streams.Started) -> RelayEnd:
         """Relay until the job or the client ends."""
-        await self._send(started)
+        try:
+            await self._send(started)
+        except ConnectionError:  # it has gone while the job was started
+            self._settle(job, RelayEnd.CLIENT_GONE)
+            return RelayEnd.CLIENT_GONE
         sending = asyncio.create_task(self._send_all(), name=f"job {job.id} to client")
         receiving = asyncio.create_task(self._receive_all(job), name=f"client to job {job.id}")
         try:
@@ -168,7 +175,8 @@ class JobRelay:
                 problem = error if isinstance(error, VmgrError) else UsageError(
                     f"the client broke the stream's protocol: {error}"
                 )  # fmt: skip
-                await self._send(streams.Failed(error=error_body(problem)))
+                with contextlib.suppress(ConnectionError):
+                    await self._send(streams.Failed(error=error_body(problem)))
                 return RelayEnd.CLIENT_GONE
 
     async def _send(self, message: streams.FromHelper) -> None:
@@ -182,9 +190,11 @@ def _forward(job: Job, request: streams.FromClient) -> None:
         case streams.FlowEnd(flow=streams.STDIN):
             job.close_stdin()
         case streams.Signal(signal=number):
+            if not 0 <= number <= _SIGNAL_MAX:
+                raise UsageError(f"there is no signal {number}")
             job.signal(number)
         case streams.Resize(rows=rows, cols=cols):
-            job.resize(rows, cols)
+            job.resize(*(min(max(0, cells), _CELLS_MAX) for cells in (rows, cols)))
         case _:
             raise UsageError(f"{type(request).__name__} has no place in a stream that runs")
 

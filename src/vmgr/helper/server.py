@@ -165,7 +165,7 @@ def _decode_call(operation: Operation, request: web.Request, body: bytes) -> Cal
     if operation.request is not None and operation.stream is None:
         try:
             decoded = msgspec.json.decode(body or b"{}", type=operation.request)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"the request's body is not acceptable: {error}") from None
     return Call(operation, dict(request.match_info), query, decoded)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from vmgr.api import models as m
 from vmgr.api import streams
-from vmgr.errors import UsageError, VmgrError
+from vmgr.errors import StateError, UsageError, VmgrError
 from vmgr.helper.ephemeral import EphemeralRun
 from vmgr.helper.logtail import tail_file
 from vmgr.helper.relay import JobRelay, RelayEnd
@@ -27,7 +28,10 @@ __all__ = ["Streaming", "job_number", "progress_to", "while_connected"]
 
 FIRST_MESSAGE_DEADLINE: Final = 10.0
 _U32_DIGITS: Final = 10
+_OFFSET_MAX: Final = 1 << 62  # see docs/agent-protocol.md
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Streaming:
@@ -49,6 +53,9 @@ class Streaming:
     async def attach(self, call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
             offsets = await _first(socket, streams.Attach)
+            received = (offsets.stdin_sent, offsets.stdout_received, offsets.stderr_received)
+            if not all(0 <= offset <= _OFFSET_MAX for offset in received):
+                raise UsageError("an offset is not one of a stream")
             machine = self._helper.machines.get(call.path["machine"])
             relay = JobRelay(socket)
             channel = await machine.ready_channel()
@@ -138,13 +145,20 @@ class Streaming:
         self, socket: web.WebSocketResponse, call: Call, chunks: AsyncIterator[bytes]
     ) -> None:
         async def send() -> None:
-            async for chunk in chunks:
-                for start in range(0, len(chunk), streams.MAX_DATA):
-                    part = chunk[start : start + streams.MAX_DATA]
-                    await socket.send_bytes(bytes((streams.STDOUT,)) + part)
+            try:
+                async for chunk in chunks:
+                    for start in range(0, len(chunk), streams.MAX_DATA):
+                        part = chunk[start : start + streams.MAX_DATA]
+                        await socket.send_bytes(bytes((streams.STDOUT,)) + part)
+            except ConnectionError:
+                raise
+            except OSError as error:  # its machine is being removed; no inotify watch is left
+                raise StateError(
+                    f"the log cannot be read: {error.strerror}", next_step="try again"
+                ) from error
 
         del call
-        await self._until_stop(socket, send())
+        await while_connected(socket, send())
 
     async def events(self, call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
@@ -153,31 +167,28 @@ class Streaming:
                 async for event in self._helper.events.follow(call.query["since"]):
                     await socket.send_str(msgspec.json.encode(event).decode())
 
-            await self._until_stop(socket, send())
+            await while_connected(socket, send())
 
     # -- machinery ---------------------------------------------------------------------------
 
-    async def _until_stop(
-        self, socket: web.WebSocketResponse, work: Coroutine[Any, Any, None]
-    ) -> None:
-        """Do `work` until it is done, the client has gone or the helper stops."""
+    @contextlib.asynccontextmanager
+    async def _until_helper_stops(self) -> AsyncIterator[None]:
+        """Cancel the stream when the helper stops: that waits for nothing that runs in machines."""
+        stream = asyncio.current_task()
+        assert stream is not None  # noqa: S101 (handlers are tasks)
         stop = asyncio.create_task(self._helper.stopping.wait(), name="stream: helper stops")
-        stop.add_done_callback(lambda _task: working.cancel())
-        working = asyncio.create_task(while_connected(socket, work), name="stream")
+        stop.add_done_callback(lambda task: None if task.cancelled() else stream.cancel())
         try:
-            await asyncio.wait({working})
-            if not working.cancelled():
-                working.result()
+            yield
         finally:
             stop.cancel()
-            working.cancel()
-            await asyncio.wait({working})
 
     @contextlib.asynccontextmanager
     async def _reporting(self, socket: web.WebSocketResponse) -> AsyncIterator[None]:
         """Tell the client of an error as `Failed`; what nobody expected is fatal."""
         try:
-            yield
+            async with self._until_helper_stops():
+                yield
         except VmgrError as error:
             with contextlib.suppress(ConnectionError):
                 await socket.send_str(
@@ -241,8 +252,7 @@ async def progress_to(
     try:
         yield progress
     finally:
-        sending.cancel()
-        await asyncio.wait({sending})
+        await _end(sending)
         with contextlib.suppress(ConnectionError):
             for message in latest:
                 await socket.send_str(streams.encode_message(message))
@@ -258,9 +268,24 @@ async def while_connected(socket: web.WebSocketResponse, work: Coroutine[Any, An
             return None
         return working.result()
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.wait({working, watching})
+        await _end(working, watching)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and await their clean-up.
+
+    That a client has gone, or that what it began could not be undone in full, is no crash: without
+    a look at it, the loop takes the error of a task that nobody awaits for one.
+    """
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if task.cancelled() or (error := task.exception()) is None:
+            continue
+        if not isinstance(error, VmgrError | ConnectionError):
+            raise error
+        log.info("%s: ended with: %s", task.get_name(), error)
 
 
 async def _gone(socket: web.WebSocketResponse) -> None:
@@ -273,6 +298,6 @@ async def _gone(socket: web.WebSocketResponse) -> None:
 def job_number(call: Call) -> int:
     """The job that the URL names."""
     text = call.path["job"]
-    if not text.isascii() or not text.isdigit() or len(text) > _U32_DIGITS:
+    if not text.isascii() or not text.isdigit() or len(text) > _U32_DIGITS or int(text) >= 1 << 32:
         raise UsageError(f"{text!r} is not a job's number", next_step="see: vmgr jobs NAME")
     return int(text)

@@ -40,9 +40,11 @@ class Tasks:
 
     async def finish(self, deadline: float) -> None:
         """Let the tasks end; after `deadline` seconds cancel what is left."""
-        if not self._tasks:
-            return
-        _, pending = await asyncio.wait(set(self._tasks), timeout=deadline)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline
+        while self._tasks and (left := until - loop.time()) > 0:  # one may start another
+            await asyncio.wait(set(self._tasks), timeout=left)
+        pending = set(self._tasks)
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
