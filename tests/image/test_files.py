@@ -228,12 +228,17 @@ async def test_removing(images: ImageFiles, tmp_path: Path) -> None:
         await images.remove("sha256:../../etc")
 
 
+def cut(path: Path, size: int) -> None:
+    path.chmod(0o600)
+    os.truncate(path, size)
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
         (lambda d: (d / "image.json").unlink(), "it has no metadata"),
         (lambda d: (d / "root.ext4").unlink(), "its disk cannot be read"),
-        (lambda d: os.truncate(d / "root.ext4", 5), "its disk has 5 bytes instead of"),
+        (lambda d: cut(d / "root.ext4", 5), "its disk has 5 bytes instead of"),
         (lambda d: replace(d / "image.json", b"{"), "its metadata is not valid"),
         (lambda d: swap(d / "image.json", b'"root"', b'"evil"'), "its metadata does not belong"),
     ],

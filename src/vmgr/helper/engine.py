@@ -53,6 +53,7 @@ __all__ = ["Engine"]
 ENTROPY_BYTES: Final = 256
 ADOPT_DEADLINE: Final = 10.0  # seconds for the agent's answer after a helper's death
 RECONNECT_PAUSE: Final = 1.0
+RECONNECT_DEADLINE: Final = 60.0  # a machine under emulation on a busy host may take long
 
 log = logging.getLogger(__name__)
 
@@ -266,6 +267,8 @@ class Engine:
             channel.close()
             if booting:
                 await vmm.kill("it never became ready", at_once=True)
+            else:
+                self._keep(machine, vmm)  # which goes on trying
             raise AgentError(
                 f"the agent of {machine.name} did not answer within {deadline:g} s",
                 next_step=f"look at: vmgr logs {machine.name}",
@@ -376,7 +379,9 @@ class Engine:
         while machine.vmm is vmm and not self._helper.stopping.is_set():
             channel = machine.channel
             if channel is None:
-                return
+                if not await self._reconnect(machine, vmm):
+                    return
+                continue
             reason = await channel.wait_closed()
             if machine.vmm is not vmm:
                 return
@@ -389,20 +394,28 @@ class Engine:
             if machine.vmm is not vmm or not vmm.running or self._helper.stopping.is_set():
                 return
             log.warning("machine %s: %s; connecting again", machine.name, reason)
-            fresh = None
+
+    async def _reconnect(self, machine: Machine, vmm: Vmm) -> bool:
+        """Try until the agent answers; False when the VMM has ended or the helper stops."""
+        while machine.vmm is vmm and vmm.running and not self._helper.stopping.is_set():
+            channel = None
             try:
-                fresh = await self._connect(machine)
-                async with asyncio.timeout(ADOPT_DEADLINE):
-                    greeting = await fresh.hello()
+                channel = await self._connect(machine)
+                async with asyncio.timeout(RECONNECT_DEADLINE):
+                    greeting = await channel.hello()
             except (VmgrError, TimeoutError) as error:
-                if fresh is not None:
-                    fresh.close()
-                log.warning("machine %s: its agent is not reached: %s", machine.name, error)
-                return
+                if channel is not None:
+                    channel.close()
+                log.warning("machine %s: its agent is not reached: %r", machine.name, error)
+                ended = asyncio.create_task(vmm.wait(), name=f"end of {machine.name}?")
+                await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
+                ended.cancel()
+                continue
             if machine.vmm is vmm and vmm.running:
-                machine.connected(fresh, greeting)
-            else:
-                fresh.close()
+                machine.connected(channel, greeting)
+                return True
+            channel.close()
+        return False
 
     def _agent_event(self, machine: Machine, event: AgentEvent) -> None:
         log.info("machine %s: agent says %s", machine.name, event.event[:100])

@@ -53,6 +53,7 @@ class ImageService:
         self._kernels = KernelFiles(services.paths, services.executors.files)
         self._shared = SharedWork()
         self._kernel: KernelBundle | None = None
+        self._removing: set[str] = set()
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -74,13 +75,14 @@ class ImageService:
             UsageError: the prefix is ambiguous, or it is neither.
         """
         names = await self._executors.in_store(self._store.image_names)
-        if (digest := names.get(reference)) is not None:
+        if (digest := names.get(reference)) is not None and digest not in self._removing:
             return await self._files.get(digest)
         if match := _DIGEST_PREFIX.fullmatch(reference):
             found = [
                 image
                 for image in await self._files.list()
                 if image.digest.removeprefix("sha256:").startswith(match[2])
+                and image.digest not in self._removing
             ]
             if len(found) > 1:
                 raise UsageError(
@@ -177,9 +179,14 @@ class ImageService:
                 f"the image {reference} is in use by {', '.join(users)}",
                 next_step="remove those machines first",
             )
-        for name in names:
-            await self._executors.in_store(self._store.unname_image, name)
-        freed = await self._files.remove(image.digest)
+        # From here on nobody can begin to use it: a machine is known before it waits for its disk.
+        self._removing.add(image.digest)
+        try:
+            for name in names:
+                await self._executors.in_store(self._store.unname_image, name)
+            freed = await self._files.remove(image.digest)
+        finally:
+            self._removing.discard(image.digest)
         self._events.publish("image.removed", digest=image.digest, names=names)
         return ImageRemoved(removed=[*names, image.digest], freed_bytes=freed)
 

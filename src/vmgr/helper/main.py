@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
@@ -115,6 +117,9 @@ class _Fatal:
 
     def on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            log.error("out of file descriptors: %s", context.get("message"))
+            return
         if error is None:  # the loop's remarks on unclosed things: worth a line, not a life
             log.error("event loop: %s", context.get("message"))
             return
@@ -125,7 +130,8 @@ class _Fatal:
             os._exit(EXIT_CRASH)
         try:
             log.critical("crashed", exc_info=error)
-            self._logfile.close()
+            with contextlib.suppress(queue.Full):  # the report matters more than the log's end
+                self._logfile.close()
             report = crash.write_report(self._paths.crashes, error, self._logfile.recent())
             if self.on_crash is not None:
                 problem = f"the helper crashed while starting: {type(error).__name__}"
