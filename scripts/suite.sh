@@ -9,7 +9,7 @@ readonly test_user_mark='vmgr test suite, removed after each run'
 # A short place for files of their own: the addresses of sockets in them hold 107 bytes.
 readonly ordinary_files=/tmp/vmgr-pytest
 readonly -a ordinary_part=(
-  -m 'not slow' --ignore=tests/{agent,api,client,config,machine} --basetemp="$ordinary_files"
+  -m 'not slow' --ignore=tests/{agent,api,client,config,machine,vmm} --basetemp="$ordinary_files"
 )
 
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
