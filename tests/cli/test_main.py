@@ -53,7 +53,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
          ("vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs'.\n"
           'Try: see "vmgr helper --help".\n')),
         (["exec", "web"],
-         'vmgr: the command is missing.\nTry: try "vmgr exec web -- COMMAND".\n'),
+         'vmgr: the command is missing.\nTry: say it as in "vmgr exec web -- COMMAND".\n'),
     ],
 )  # fmt: skip
 def test_usage_errors_are_a_sentence_and_exit_with_2(

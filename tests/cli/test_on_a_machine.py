@@ -209,6 +209,9 @@ def test_cp_of_files_and_streams(module_home: Home, machine: str, tmp_path: Path
     assert (tmp_path / "again").read_bytes() == source.read_bytes()
     module_home.vmgr("cp", "-", f"{machine}:/root/from-stdin", stdin=b"streamed\n")
     assert module_home.vmgr("cp", f"{machine}:/root/from-stdin", "-").stdout == b"streamed\n"
+    # A file of the kernel's says that it is empty, and is not.
+    module_home.vmgr("cp", f"{machine}:/proc/cpuinfo", str(tmp_path / "cpuinfo"))
+    assert (tmp_path / "cpuinfo").read_bytes().startswith(b"processor")
 
 
 def test_cp_says_what_is_wrong(module_home: Home, machine: str, tmp_path: Path) -> None:

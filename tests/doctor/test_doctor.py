@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -235,25 +234,6 @@ async def test_control_groups(host: Host) -> None:
     assert outcome(await kernel.control_groups(host)) == (
         "ok", "delegated: /user.slice/me", None,
     )  # fmt: skip
-
-
-async def test_a_device_that_is_missing_and_one_that_opens(host: Host) -> None:
-    check = await kernel.tun(replace(host, uid=1000))
-    assert outcome(check) == (
-        "warning",
-        "does not open (No such file or directory), so machines cannot share a network",
-        "sudo modprobe tun",
-    )
-    write(host.dev / "net/tun", "")
-    assert (await kernel.tun(host)).status == "ok"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
-async def test_a_device_that_is_closed_to_the_person(host: Host) -> None:
-    write(host.dev / "fuse", "")
-    (host.dev / "fuse").chmod(0)
-    check = await kernel.fuse(host)
-    assert "chmod 0666" in (check.fix or "")
 
 
 async def test_the_udev_fix_writes_a_rule(host: Host, tmp_path: Path) -> None:

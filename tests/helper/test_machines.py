@@ -198,3 +198,16 @@ def test_many_names_are_reported_each(home: Home) -> None:
     assert done.returncode == 1
     assert b"ghost" in done.stderr
     assert home.json("ls") == []
+
+
+def test_prune_removes_what_a_disk_of_another_size_left(home: Home) -> None:
+    def bases() -> int:
+        return len(list((home.data / "vmgr/images").glob("*/root-3221225472.ext4")))
+
+    home.vmgr("create", "m", "--image", "debian-minimal", "--disk", "3G")
+    assert bases() == 1
+    home.vmgr("image", "prune")
+    assert bases() == 1
+    home.vmgr("rm", "m")
+    home.vmgr("image", "prune")
+    assert bases() == 0

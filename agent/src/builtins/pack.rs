@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, minor};
 use tar::{Builder, EntryType, Header};
 
+/// How much is read of a file that does not tell its size: more than any of the kernel's has.
+const UNSIZED_MAX: u64 = 16 << 20;
+
 use super::{Options, Report, Usage, options};
 
 const USAGE: &str = "pack [--follow] [--] PATH...";
@@ -170,6 +173,14 @@ impl<W: Write> Packer<'_, W> {
         }
         let mut member = Member::new(&found, EntryType::Regular);
         member.name(name);
+        if found.len() == 0 {
+            // The kernel's own files say 0 and have content all the same.
+            let mut content = Vec::new();
+            let read = file.take(UNSIZED_MAX).read_to_end(&mut content);
+            read.map_err(Failure::File)?;
+            member.size(content.len() as u64);
+            return member.put(&mut self.tar, content.as_slice());
+        }
         member.size(found.len());
         let mut content = Exactly {
             file,

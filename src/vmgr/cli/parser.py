@@ -18,10 +18,12 @@ __all__ = [
     "environment",
     "machine_argument",
     "machine_options",
+    "machine_size",
     "size",
     "split_command",
 ]
 
+_SIZE_MIN: Final = 64 << 20  # of memory and of disks, as the API has it
 _UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_WIDTH: Final = 100
 _REWRITES: Final = (
@@ -81,6 +83,18 @@ def size(text: str) -> int:
     return int(float(match[1]) * 1024 ** _UNITS[match[2]])
 
 
+def machine_size(text: str) -> int:
+    """The same, of a machine's memory or disk.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no size, or too small for a machine.
+    """
+    found = size(text)
+    if found < _SIZE_MIN:
+        raise argparse.ArgumentTypeError(f'"{text}" is less than 64M')
+    return found
+
+
 def environment(text: str) -> tuple[str, str | None]:
     """`NAME=VALUE`, or `NAME` alone for the caller's own value (None).
 
@@ -106,8 +120,12 @@ def machine_argument(parser: argparse.ArgumentParser, *, many: bool = False) -> 
 def machine_options(parser: argparse.ArgumentParser) -> None:
     """Declare what a new machine can be given."""
     parser.add_argument("--cpus", type=_cpus, metavar="N", help="virtual CPUs")
-    parser.add_argument("--memory", "-m", type=size, metavar="SIZE", help="memory, like 512M or 2G")
-    parser.add_argument("--disk", type=size, metavar="SIZE", help="the disk's size, like 20G")
+    parser.add_argument(
+        "--memory", "-m", type=machine_size, metavar="SIZE", help="memory, like 512M or 2G"
+    )
+    parser.add_argument(
+        "--disk", type=machine_size, metavar="SIZE", help="the disk's size, like 20G"
+    )
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

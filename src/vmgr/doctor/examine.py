@@ -38,8 +38,6 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "directories": places.directories,
     "settings": places.settings,
     "control groups": kernel.control_groups,
-    "/dev/net/tun": kernel.tun,
-    "/dev/fuse": kernel.fuse,
 }
 
 

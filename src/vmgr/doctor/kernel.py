@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from vmgr.api.models import Check
     from vmgr.doctor.host import Host
 
-__all__ = ["accelerator", "control_groups", "fuse", "id_ranges", "tun", "user_namespaces"]
+__all__ = ["accelerator", "control_groups", "id_ranges", "user_namespaces"]
 
 # Making a mount and a network namespace takes capabilities: a user namespace in which they are
 # denied (Ubuntu 24.04) is of no use.
@@ -145,40 +144,6 @@ def _control_groups(host: Host) -> Check:
     if (host.proc.parent / "run/systemd/system").is_dir():
         fix = f"loginctl enable-linger {host.user}, then log in again"
     return warning(name, f"{own} is not delegated to you, so machines share one limit", fix)
-
-
-async def tun(host: Host) -> Check:
-    """Whether machines can have network interfaces that share a bridge."""
-    return await _device(host, "net/tun", "tun", "machines cannot share a network")
-
-
-async def fuse(host: Host) -> Check:
-    """Whether directories of machines can be seen on the host."""
-    return await _device(host, "fuse", "fuse", "machines' directories cannot be mounted here")
-
-
-async def _device(host: Host, name: str, module: str, otherwise: str) -> Check:
-    path = host.dev / name
-    loop = asyncio.get_running_loop()
-    code = await loop.run_in_executor(host.executor, _try_to_open, path)
-    if code is None:
-        return good(f"/dev/{name}", "opens")
-    fix = None
-    if code in {errno.ENOENT, errno.ENODEV, errno.ENXIO}:
-        fix = host.as_root(f"modprobe {module}")
-    elif code in {errno.EACCES, errno.EPERM}:
-        rule = f'KERNEL=="{module}", MODE="0666"\n'
-        file = f"/etc/udev/rules.d/60-vmgr-{module}.rules"
-        fix = host.write_as_root(rule, file, f"chmod 0666 {path}")
-    return warning(f"/dev/{name}", f"does not open ({os.strerror(code)}), so {otherwise}", fix)
-
-
-def _try_to_open(path: Path) -> int | None:
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as problem:
-        return problem.errno or errno.EIO
-    return None
 
 
 def _read(path: Path) -> str | None:

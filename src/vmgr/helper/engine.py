@@ -180,6 +180,8 @@ class Engine:
             )  # fmt: skip
             channel, greeting = booted.hello
             try:
+                # The emulated clock chip counts whole seconds.
+                await channel.clock(time.time_ns())
                 await channel.configure(
                     hostname=machine.name, entropy=secrets.token_bytes(ENTROPY_BYTES)
                 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.api.models import ImageBuild, ImageImport, ImageInfo, ImageRemoved
 from vmgr.errors import ConflictError, NotFoundError, UsageError
 from vmgr.helper.sharedwork import SharedWork
-from vmgr.image import RECIPES, Image, ImageFiles
+from vmgr.image import RECIPES, Image, ImageFiles, remove_unused_bases
 from vmgr.kernel import KernelBundle, KernelFiles
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class ImageService:
     """Everything about images that requests ask for.
 
     Args:
-        users: gives the digests that machines use, by machine name.
+        users: gives machines' names, the digests of their images and their disks' sizes.
     """
 
     def __init__(
         self,
         services: Services,
         find_agent: Callable[[], Path],
-        users: Callable[[], Iterable[tuple[str, str]]],
+        users: Callable[[], Iterable[tuple[str, str, int]]],
     ) -> None:
         self._executors = services.executors
         self._store = services.store
@@ -196,6 +196,11 @@ class ImageService:
         removed: list[str] = []
         freed = 0
         for image in await self._files.list():
+            sizes = [size for _, used, size in self._users() if used == image.digest]
+            bases, space = await self._executors.in_files(remove_unused_bases, image, sizes)
+            removed += bases
+            freed += space
+        for image in await self._files.list():
             if image.digest not in names and not self._used_by(image.digest):
                 freed += await self._files.remove(image.digest)
                 removed.append(image.digest)
@@ -239,7 +244,7 @@ class ImageService:
         return by_digest
 
     def _used_by(self, digest: str) -> list[str]:
-        return sorted(machine for machine, used in self._users() if used == digest)
+        return sorted(machine for machine, used, _ in self._users() if used == digest)
 
     def _info(self, image: Image, names: dict[str, list[str]]) -> ImageInfo:
         return ImageInfo(

@@ -98,9 +98,9 @@ class Machines:
         """How many there are, or are in `status`."""
         return sum(status in {None, m.status} for m in self._machines.values())
 
-    def image_users(self) -> Iterable[tuple[str, str]]:
-        """Which machine uses which image: pairs of name and digest."""
-        return [(m.name, m.row.image_digest) for m in self._machines.values()]
+    def image_users(self) -> Iterable[tuple[str, str, int]]:
+        """Which machine uses which image: name, digest, size of its disk."""
+        return [(m.name, m.row.image_digest, m.row.disk_bytes) for m in self._machines.values()]
 
     async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""

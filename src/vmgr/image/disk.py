@@ -21,12 +21,13 @@ from vmgr.image.model import DEFAULT_DISK_BYTES
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from concurrent.futures import Executor
     from pathlib import Path
 
     from vmgr.image.model import Image
 
-__all__ = ["create_disk"]
+__all__ = ["create_disk", "remove_unused_bases"]
 
 _DEADLINE: Final = 60.0
 _LARGEST: Final = 15 << 40  # a file on ext4 with 4 KiB blocks ends at 16 TiB
@@ -48,7 +49,7 @@ async def create_disk(image: Image, path: Path, size_bytes: int, executor: Execu
         ResourceError: no space left.
         UnsupportedError: qemu-img or resize2fs is missing.
     """
-    size_bytes = -(-size_bytes // (1 << 20)) << 20
+    size_bytes = _whole_mib(size_bytes)
     if size_bytes < image.minimum_disk_bytes:
         raise UsageError(
             f"a disk of {human_size(size_bytes)} is too small for this image, which needs"
@@ -83,6 +84,29 @@ async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path
 
         await in_thread(executor, show)
     return base
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // (1 << 20)) << 20
+
+
+def remove_unused_bases(image: Image, sizes: Iterable[int]) -> tuple[list[str], int]:
+    """Remove the bases of other sizes than an image's own that no disk stands on; blocks.
+
+    Args:
+        sizes: of the disks that machines have on this image, as asked for, in bytes.
+
+    Returns:
+        What was removed, and how many bytes that freed.
+    """
+    used = {f"root-{_whole_mib(size)}.ext4" for size in sizes}
+    removed, freed = [], 0
+    for base in sorted(image.directory.glob("root-*.ext4")):
+        if base.name not in used:
+            freed += base.stat().st_blocks * 512
+            base.unlink()
+            removed.append(f"{image.digest}/{base.name}")
+    return removed, freed
 
 
 async def _create_overlay(base: Path, path: Path, size_bytes: int, executor: Executor) -> None:

@@ -45,7 +45,8 @@ def execute(options: argparse.Namespace) -> int:
     command = command_of(options.command, options.after_dashes)
     if not command:
         raise UsageError(
-            "the command is missing", next_step=f'try "vmgr exec {options.name} -- COMMAND"'
+            "the command is missing",
+            next_step=f'say it as in "vmgr exec {options.name} -- COMMAND"',
         )
     spec = command_spec(options, command, tty=options.tty, detached=options.detach)
     with ProgressLine() as progress:

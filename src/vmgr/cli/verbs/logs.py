@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vmgr.cli.connection import client
+from vmgr.cli.output import note
 from vmgr.cli.parser import machine_argument
 from vmgr.errors import UsageError
 
@@ -60,12 +61,16 @@ def print_log(chunks: Iterator[bytes]) -> int:
     out = sys.stdout.buffer
     # A console can say anything; a terminal must not obey it.
     clean = _harmless if sys.stdout.isatty() else bytes
+    said = False
     try:
         for chunk in chunks:
+            said = True
             out.write(clean(chunk))
             out.flush()
     except KeyboardInterrupt:
         return 130
+    if not said and sys.stderr.isatty():
+        note("vmgr: there is nothing in this log; a boot without trouble is quiet")
     return 0
 
 

@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   vmgr ls --json
   vmgr rm -f $(vmgr ls -q)            # remove all of them"""
 
+_REASON_MAX = 40
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
@@ -55,5 +57,8 @@ def _status(machine: MachineInfo, now: float) -> str:
     if machine.status == "running" and machine.started_at is not None:
         return f"running {age(now - machine.started_at)}"
     if machine.status_reason:
-        return f"{machine.status} ({machine.status_reason})"
+        # `info` has all of it; a table must stay a table.
+        reason = machine.status_reason
+        short = reason if len(reason) <= _REASON_MAX else f"{reason[: _REASON_MAX - 1]}…"
+        return f"{machine.status} ({short})"
     return machine.status
