@@ -20,6 +20,7 @@ import boot
 import helper
 import roundtrip
 from clock import Row, table
+from vmgr.api.models import ImageBuild
 from vmgr.client.sync import Client
 from vmgr.paths import Paths
 
@@ -68,6 +69,9 @@ def main() -> None:
     with Client(Paths.from_environment()) as client:
         try:
             facts = about(client)
+            image = given.image or str(client.config_get("image.default").value)
+            print(f"==> the image {image} (built when it is missing)", file=sys.stderr)
+            client.image_build(ImageBuild(recipe=image))
             for name in given.parts or PARTS:
                 print(f"==> measuring: {name}", file=sys.stderr)
                 rows += PARTS[name](client, given.image, given.rounds)
