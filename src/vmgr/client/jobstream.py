@@ -248,11 +248,6 @@ class JobStream:
         self._input_ended = True
         self._push_input()
 
-    @property
-    def input_done(self) -> bool:
-        """All input has been sent, its end too."""
-        return self._input_end_sent
-
     def _push_input(self) -> None:
         if not self.started or self.exit is not None:
             return

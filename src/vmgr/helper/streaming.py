@@ -129,21 +129,19 @@ class Streaming:
                     raise UsageError(
                         f"there is no log {source!r}", next_step="take console, vmm or helper"
                     )
-            await self._send_log(socket, call, tail_file(
+            await self._send_log(socket, tail_file(
                 path, lines=call.query["tail"], follow=call.query["follow"], containing=marker,
                 in_thread=self._helper.executors.in_files,
             ))  # fmt: skip
 
     async def helper_logs(self, call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
-            await self._send_log(socket, call, tail_file(
+            await self._send_log(socket, tail_file(
                 self._helper.paths.helper_log, lines=call.query["tail"],
                 follow=call.query["follow"], in_thread=self._helper.executors.in_files,
             ))  # fmt: skip
 
-    async def _send_log(
-        self, socket: web.WebSocketResponse, call: Call, chunks: AsyncIterator[bytes]
-    ) -> None:
+    async def _send_log(self, socket: web.WebSocketResponse, chunks: AsyncIterator[bytes]) -> None:
         async def send() -> None:
             try:
                 async for chunk in chunks:
@@ -157,7 +155,6 @@ class Streaming:
                     f"the log cannot be read: {error.strerror}", next_step="try again"
                 ) from error
 
-        del call
         await while_connected(socket, send())
 
     async def events(self, call: Call, socket: web.WebSocketResponse) -> None:
