@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -180,6 +181,31 @@ def wait_for_end(pid: int, deadline: float = 30.0) -> None:
         assert select.select([pidfd], [], [], deadline)[0], f"process {pid} does not end"
     finally:
         os.close(pidfd)
+
+
+def children() -> set[int]:
+    """Children of this process that any of its threads started, zombies too."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_child_outlives_its_test() -> Iterator[None]:
+    """A test that fails half-way must not fail others by what it had started.
+
+    A `Popen` whose process is not reaped is a warning, so an error, in whichever test it is
+    collected in; its zombie is seen by tests that count this process's children.
+    """
+    before = children()
+    yield
+    if left := children() - before:
+        for process in gc.get_objects():
+            if isinstance(process, subprocess.Popen) and process.pid in left:
+                process.kill()
+                process.wait(30)
 
 
 def short_directory() -> Path:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -115,6 +116,7 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         while text.encode() not in self.seen:
+            assert select.select([self.master], [], [], 60)[0], (text, self.seen)
             self.seen += os.read(self.master, 65536)
         self.seen = self.seen.partition(text.encode())[2]
 
@@ -129,20 +131,29 @@ class Terminal:
 
 
 def test_shell_is_a_real_terminal(module_home: Home, machine: str) -> None:
+    # Each line is typed at a prompt, and Ctrl-C when the command runs. What is typed while a shell
+    # switches its terminal between lines and commands is any terminal's, and any shell's, to lose.
     terminal = Terminal(module_home, "shell", machine)
+    terminal.expect("# ")
+    terminal.type("PS1='next'-'line> '\n")
+    terminal.expect("next-line> ")
     terminal.type("stty size; tty; echo $TERM-$((40+2))\n")
     terminal.expect("33 111")
     terminal.expect("/dev/pts/")
     terminal.expect("xterm-256color-42")
+    terminal.expect("next-line> ")
     terminal.resize(20, 70)
     os.kill(terminal.process.pid, signal.SIGWINCH)
-    terminal.type("sleep 1000\n")
-    terminal.expect("sleep 1000")
+    terminal.type("sh -c 'echo run''ning; exec sleep 1000'\n")
+    terminal.expect("running")
     terminal.type("\x03")
     terminal.expect("^C")
-    terminal.type("stty size; echo after-$((1+1))\n")
+    terminal.expect("next-line> ")
+    terminal.type("echo it-was-$?; stty size; echo after-$((1+1))\n")
+    terminal.expect("it-was-130")
     terminal.expect("20 70")
     terminal.expect("after-2")
+    terminal.expect("next-line> ")
     terminal.type("exit 7\n")
     assert terminal.end() == 7
 

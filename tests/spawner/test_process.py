@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.conftest import children
 
 from vmgr.spawner import (
     ExitStatus,
@@ -227,11 +228,12 @@ class TestExits:
         def no_fd_left(_pid: int) -> int:
             raise OSError(24, os.strerror(24))
 
+        before = children()
         pid_file = tmp_path / "pid"
         monkeypatch.setattr(os, "pidfd_open", no_fd_left)
         with pytest.raises(OSError, match="Too many open files"):
             await spawn(["sh", "-c", f"echo $$ >{pid_file}; exec sleep 100"])
-        assert _children() == []
+        assert children() <= before
 
 
 class TestStop:
@@ -338,13 +340,14 @@ class TestRun:
         assert [len(line) for line in lines] == [4096]
 
     async def test_deadline_stops_it(self, tmp_path: Path) -> None:
+        before = children()
         pid_file = tmp_path / "pid"
         with pytest.raises(TimeoutError):
             await run(["sh", "-c", f"echo $$ >{pid_file}; sleep 100"], deadline=0.5)
-        assert _children() == []
+        assert children() <= before
 
     async def test_cancellation_ends_and_reaps_it_and_its_group(self) -> None:
-        before = open_fds()
+        before, others = open_fds(), children()
         read, write = os.pipe()
         script = f"sleep 100 & sleep 100 & echo ready >&{write}; wait"
         task = asyncio.create_task(run(["bash", "-c", script], pass_fds=[write]))
@@ -356,7 +359,7 @@ class TestRun:
         # All three held the pipe's other end.
         assert await _read(read) == b""
         os.close(read)
-        assert _children() == []
+        assert children() <= others
         assert open_fds() == before
 
     async def test_what_stays_in_the_background_does_not_hold_it_up(self) -> None:
@@ -385,7 +388,7 @@ class TestRun:
     @pytest.mark.parametrize("free", range(12))
     async def test_out_of_fds_leaves_nothing_open(self, free: int) -> None:
         """Two pipes, /dev/null and a pipe of subprocess's own, a pidfd: each may be too much."""
-        before = open_fds()
+        before, others = open_fds(), children()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest = next(fd for fd in range(3, 4096) if fd not in before)
         gaps = [fd for fd in range(lowest, max(before)) if fd not in before]
@@ -403,7 +406,7 @@ class TestRun:
         assert outcome is None or outcome.errno == errno.EMFILE
         assert outcome is not None or free >= 5, "two pipes and a pidfd need as many"
         assert open_fds() == before
-        assert _children() == []
+        assert children() <= others
 
 
 class TestParentDeath:
@@ -451,22 +454,26 @@ class TestParentDeath:
 
 
 class TestSpawnDetached:
-    def test_gets_the_same_clean_start(self, stray_fd: int, tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        with out.open("wb") as file:
-            pid = spawn_detached(
-                [*PYTHON, REPORT], env={"PATH": "/usr/bin:/bin"}, stdout=file.fileno()
-            )
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        seen = json.loads(out.read_bytes())
+    def test_gets_the_same_clean_start(self, stray_fd: int) -> None:
+        read, write = os.pipe()
+        pid = spawn_detached([*PYTHON, REPORT], env={"PATH": "/usr/bin:/bin"}, stdout=write)
+        os.close(write)
+        with os.fdopen(read, "rb") as out:
+            seen = json.loads(out.read())
         assert stray_fd not in seen["fds"]
         assert (seen["cwd"], seen["umask"], seen["fds"]) == ("/", 0o077, [0, 1, 2])
         assert seen["sid"] == seen["pid"] == pid
         assert int(seen["blocked"], 16) == 0
-        os.waitpid(pid, 0)
 
     def test_a_launcher_that_stays_keeps_no_zombie(self) -> None:
-        pid = spawn_detached(["true"], env={"PATH": "/usr/bin:/bin"})
+        # It ends when we say so: one that had ended by the time `spawn_detached` returns would
+        # have been reaped there and then.
+        read, write = os.pipe()
+        pid = spawn_detached(
+            ["cat", f"/dev/fd/{read}"], env={"PATH": "/usr/bin:/bin"}, pass_fds=[read]
+        )
+        os.close(read)
+        os.close(write)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert _exists(pid), "a zombie until the next start"
         subprocess.run(["true"], check=True)
@@ -479,12 +486,6 @@ class TestSpawnDetached:
 
 def _exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
-
-
-def _children() -> list[int]:
-    """Children of this process, zombies too."""
-    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    return [int(pid) for pid in text.split()]
 
 
 async def _spawn_and_hear(argv: list[str]) -> tuple[Process, int]:

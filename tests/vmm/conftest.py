@@ -34,9 +34,10 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 async def kernel(executor: ThreadPoolExecutor) -> Path:
     """The kernel of a bundle: one that is there, else built from the host's package mirrors."""
-    for found in sorted((HOME / "cache" / "kernels").glob("*/vmlinux")):
+    for found in sorted((HOME / "cache/vmgr/kernels").glob("*/vmlinux")):
         return found
-    paths = Paths(*(HOME / part for part in ("config", "state", "cache", "data", "run")))
+    parts = ("config", "state", "cache/vmgr", "data/vmgr", "run")
+    paths = Paths(*(HOME / part for part in parts))
     for directory in (HOME, paths.cache, paths.kernels, paths.apt):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Any program will do for the agent: these tests bring their own initramfs.

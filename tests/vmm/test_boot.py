@@ -30,6 +30,28 @@ def starter(lab: Lab, initramfs: bytes, **changes: object) -> StartVmm:
     return start
 
 
+class Noting:
+    """Starts VMMs and notes which were to tell each step."""
+
+    def __init__(self, start: StartVmm) -> None:
+        self._start = start
+        self.verbose: list[bool] = []
+
+    async def __call__(self, *, verbose: bool) -> Vmm:
+        self.verbose.append(verbose)
+        return await self._start(verbose=verbose)
+
+
+class Again:
+    """Notes the boots that are done once more."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, str]] = []
+
+    def __call__(self, *, attempt: int, reason: str) -> None:
+        self.told.append((attempt, reason))
+
+
 async def hello(vmm: Vmm) -> bytes:
     """Wait for five bytes from the guest."""
     reader, writer = await asyncio.open_unix_connection(str(vmm._paths.agent_socket))
@@ -53,7 +75,8 @@ async def test_ready_is_the_hello(lab: Lab) -> None:
 
 
 async def test_a_panic_ends_the_wait(lab: Lab, refused: Refused) -> None:
-    error = await refused(boot("box", starter(lab, Guest().panic()), hello, PATIENT))
+    once = BootPolicy(silence=100, deadline=100, attempts=1)
+    error = await refused(boot("box", starter(lab, Guest().panic()), hello, once))
     assert isinstance(error, BootError)
     assert error.message.startswith(
         "machine box did not boot: the machine's kernel panicked: Attempted to kill init!"
@@ -61,6 +84,36 @@ async def test_a_panic_ends_the_wait(lab: Lab, refused: Refused) -> None:
     assert "Kernel panic" in error.details["console"]
     assert error.details["cause"] == "panic"
     assert not lab.vmms[0].running
+
+
+async def test_a_kernel_that_always_panics_is_booted_twice(lab: Lab, refused: Refused) -> None:
+    start = Noting(starter(lab, Guest().panic()))
+    again = Again()
+    error = await refused(boot("box", start, hello, PATIENT, on_failed_boot=again))
+    assert error.message.startswith(
+        "machine box did not boot: the machine's kernel panicked: Attempted to kill init!"
+    )
+    assert "Kernel panic" in error.details["console"]
+    assert error.details["attempts"] == 2
+    assert start.verbose == [False, True]
+    ((attempt, reason),) = again.told
+    assert attempt == 1
+    assert reason.startswith("the machine's kernel panicked: Attempted to kill init!")
+    assert [vmm.running for vmm in lab.vmms] == [False, False]
+
+
+async def test_a_boot_after_a_panic_can_succeed(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    panics = starter(lab, Guest().panic())
+    fine = starter(lab, Guest().open_port().send(b"HELLO").idle())
+
+    async def start(*, verbose: bool) -> Vmm:
+        return await (fine if verbose else panics)(verbose=verbose)
+
+    booted = await boot("box", start, hello, PATIENT)
+    assert (booted.attempts, booted.hello) == (2, b"HELLO")
+    assert [vmm.running for vmm in lab.vmms] == [False, True]
+    said = "machine box did not boot: the machine's kernel panicked: Attempted to kill init!"
+    assert any(r.message.startswith(said) and "once more" in r.message for r in caplog.records)
 
 
 async def test_a_power_off_ends_the_wait(lab: Lab, refused: Refused) -> None:
@@ -87,17 +140,15 @@ async def test_a_silent_boot_is_done_once_more_telling_each_step(
 ) -> None:
     # So quiet that even the second boot is silent: later parameters win.
     quiet = ("loglevel=0", "console=")
-    start = starter(lab, Guest().idle(), kernel_parameters=quiet)
-    asked: list[bool] = []
-
-    async def noting(*, verbose: bool) -> Vmm:
-        asked.append(verbose)
-        return await start(verbose=verbose)
-
-    error = await refused(boot("box", noting, hello, BootPolicy(silence=3, deadline=100)))
+    start = Noting(starter(lab, Guest().idle(), kernel_parameters=quiet))
+    again = Again()
+    policy = BootPolicy(silence=3, deadline=100)
+    error = await refused(boot("box", start, hello, policy, on_failed_boot=again))
     assert isinstance(error, BootError)
-    assert error.message == "machine box said nothing in 2 boots of 3 s"
-    assert asked == [False, True]
+    assert error.message == "machine box did not boot: it said nothing for 3 s"
+    assert error.details["attempts"] == 2
+    assert start.verbose == [False, True]
+    assert again.told == [(1, "it said nothing for 3 s")]
     assert [vmm.running for vmm in lab.vmms] == [False, False]
 
 

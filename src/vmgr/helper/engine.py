@@ -170,6 +170,11 @@ class Engine:
                 channel.close()
                 raise
 
+        def failed_boot(*, attempt: int, reason: str) -> None:
+            self._services.events.publish(
+                "machine.boot-failed", machine.name, attempt=attempt, reason=reason
+            )
+
         try:
             booted = await boot(
                 machine.name, start, hello,
@@ -177,6 +182,7 @@ class Engine:
                     silence=float(config.get("boot.silence_timeout")),
                     deadline=float(config.get("boot.timeout")),
                 ),
+                on_failed_boot=failed_boot,
             )  # fmt: skip
             channel, greeting = booted.hello
             try:

@@ -1,8 +1,9 @@
 """Booting a machine: ready is its agent's hello, everything else is a reason to stop waiting.
 
-What can end the wait: the hello; the VMM's end (a panic ends it too); a silence, since now and then
-an emulated machine hangs in its first instructions (such a boot is ended and done once more, with
-the kernel telling each step); the deadline.
+What can end the wait: the hello; the VMM's end (a panic ends it too); a silence; the deadline. An
+emulated machine now and then hangs in its first instructions, or its kernel panics through no fault
+of its own (docs/decisions/0003-machine-type-and-boot.md says why): a boot that was silent or
+panicked is done once more, with the kernel telling each step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vmgr.vmm.exit import VmmExit
     from vmgr.vmm.vmm import Vmm
 
-__all__ = ["BootPolicy", "Booted", "StartVmm", "boot"]
+__all__ = ["BootPolicy", "Booted", "FailedBoot", "StartVmm", "boot"]
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class BootPolicy:
     deadline: float = 120.0
     """No hello for so long: given up."""
     attempts: int = 2
-    """How often a silent machine is started in all."""
+    """How often a machine is started in all, where its boots are silent or panic."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,25 @@ class StartVmm(Protocol):
         ...
 
 
-class _SilentError(Exception):
-    """The machine said nothing at all."""
+class FailedBoot(Protocol):
+    """Told of a boot that is done once more."""
+
+    def __call__(self, *, attempt: int, reason: str) -> None:
+        """Note it; must not raise. `reason` is a sentence without a final stop."""
+        ...
+
+
+class _AgainError(Exception):
+    """A boot that another attempt may do better; `error` is the one to raise where none is left."""
+
+    def __init__(self, reason: str, error: BootError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+
+
+def _log_only(*, attempt: int, reason: str) -> None:
+    del attempt, reason
 
 
 async def boot(
@@ -67,6 +85,8 @@ async def boot(
     start: StartVmm,
     hello: Callable[[Vmm], Awaitable[T]],
     policy: BootPolicy = BootPolicy(),
+    *,
+    on_failed_boot: FailedBoot = _log_only,
 ) -> Booted[T]:
     """Start a machine and wait until it is ready. Where that fails, its VMM has ended.
 
@@ -74,28 +94,33 @@ async def boot(
         name: the machine's, for errors.
         start: starts the VMM.
         hello: waits for the agent of that VMM; cancelled when there is no point in waiting.
+        on_failed_boot: called before a boot is done once more.
 
     Raises:
         BootError: it never became ready; `details["console"]` is what it said last.
         VmgrError: what `start` or `hello` raises.
     """
-    for attempt in range(1, policy.attempts + 1):
+    attempt = 1
+    while True:
         vmm = await start(verbose=attempt > 1)
         try:
             ready = await _wait_ready(name, vmm, hello, policy)
-        except _SilentError:
-            await _end(vmm, "it said nothing")
-            log.warning("machine %s said nothing for %g s (boot %d)", name, policy.silence, attempt)
+        except _AgainError as failed:
+            await asyncio.shield(_end(vmm, failed.reason))
+            if attempt >= policy.attempts:
+                failed.error.details["attempts"] = attempt
+                raise failed.error from None
+            log.warning(
+                "machine %s did not boot: %s; booting it once more (boot %d failed)",
+                name, failed.reason, attempt,
+            )  # fmt: skip
+            on_failed_boot(attempt=attempt, reason=failed.reason)
+            attempt += 1
             continue
         except BaseException:
             await asyncio.shield(_end(vmm, "its boot failed"))
             raise
         return Booted(vmm, ready, attempt)
-    raise BootError(
-        f"machine {name} said nothing in {policy.attempts} boots of {policy.silence:g} s",
-        next_step="see whether this host can run machines: vmgr doctor",
-        details={"machine": name, "console": "", "attempts": policy.attempts},
-    )
 
 
 async def _wait_ready(
@@ -121,7 +146,7 @@ async def _wait_ready(
                 tasks, timeout=policy.silence, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                raise _SilentError
+                raise _said_nothing(name, policy)
             # A machine that says hello and ends at once has ended.
             await asyncio.wait({answered, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done() and answered.exception() is not None:
@@ -144,8 +169,18 @@ async def _wait_ready(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _ended_while_booting(name: str, vmm: Vmm, ended: VmmExit) -> BootError:
-    return BootError(
+def _said_nothing(name: str, policy: BootPolicy) -> _AgainError:
+    reason = f"it said nothing for {policy.silence:g} s"
+    error = BootError(
+        f"machine {name} did not boot: {reason}",
+        next_step="see whether this host can run machines: vmgr doctor",
+        details={"machine": name, "console": ""},
+    )
+    return _AgainError(reason, error)
+
+
+def _ended_while_booting(name: str, vmm: Vmm, ended: VmmExit) -> BootError | _AgainError:
+    error = BootError(
         f"machine {name} did not boot: {ended.reason}",
         next_step=f"look at: vmgr logs {name}",
         details={
@@ -155,6 +190,7 @@ def _ended_while_booting(name: str, vmm: Vmm, ended: VmmExit) -> BootError:
             "vmm_log": ended.log_tail,
         },
     )
+    return _AgainError(ended.reason, error) if ended.cause == "panic" else error
 
 
 def _console(vmm: Vmm) -> str:
