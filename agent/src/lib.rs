@@ -3,6 +3,7 @@
 //! - The protocol, without I/O: [`frame`], [`receiver`], [`wire`], [`flow`], [`outbox`].
 //! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
 //! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
+//! - Saving a machine and coming back from it: [`still`].
 //! - Programs of its own: [`builtins`].
 //! - Being the machine's first process: [`boot`].
 pub mod account;
@@ -26,5 +27,6 @@ pub mod receiver;
 pub mod requests;
 pub mod serve;
 pub mod server;
+pub mod still;
 pub mod task;
 pub mod wire;

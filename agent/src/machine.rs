@@ -14,6 +14,7 @@ use rmpv::Value;
 
 use crate::error::Refusal;
 use crate::launch::Root;
+use crate::still;
 use crate::wire::Configure;
 
 /// What does not change while the machine runs, and where it is told of.
@@ -80,7 +81,7 @@ impl Machine {
             ("init", self.init.as_str().into()),
             ("uptime_ns", self.uptime_ns().into()),
             ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
-            ("features", Value::Array(Vec::new())),
+            ("features", Value::Array(vec!["still".into()])),
             ("jobs", jobs),
         ]
     }
@@ -110,10 +111,14 @@ impl Machine {
         Ok(realtime_ns.saturating_sub(before))
     }
 
-    /// Do what `configure` asks, in the order that makes each step safe: entropy before identities.
+    /// Do what `configure` asks, in the order that makes each step safe: entropy before identities, and
+    /// processes that were held go on when all of it is done.
     pub fn configure(&self, configure: &Configure) -> Result<(), Refusal> {
         if let Some(entropy) = configure.entropy.as_deref().filter(|e| !e.is_empty()) {
             add_entropy(entropy).map_err(|errno| Refusal::system("cannot add entropy", errno))?;
+        }
+        if let Some(realtime_ns) = configure.realtime_ns {
+            self.set_clock(realtime_ns)?;
         }
         if let Some(name) = &configure.hostname {
             unistd::sethostname(name)
@@ -122,6 +127,13 @@ impl Machine {
         if let Some(id) = &configure.machine_id {
             self.write_machine_id(id)
                 .map_err(|errno| Refusal::system("cannot write /etc/machine-id", errno))?;
+        }
+        if configure.renew {
+            still::renew_seed(self.top())
+                .map_err(|errno| Refusal::system("cannot renew the random seed", errno))?;
+        }
+        if configure.thaw {
+            still::thaw()?;
         }
         Ok(())
     }
@@ -134,12 +146,16 @@ impl Machine {
         (new > 0).then_some(new)
     }
 
-    fn write_machine_id(&self, id: &str) -> Result<(), Errno> {
-        let top = match self.root {
+    /// The machine's root directory, as the agent sees it.
+    fn top(&self) -> &'static str {
+        match self.root {
             Root::Own => "/",
             Root::OfInit => "/proc/1/root/",
-        };
-        let top = File::open(top).map_err(|error| errno_of(&error))?;
+        }
+    }
+
+    fn write_machine_id(&self, id: &str) -> Result<(), Errno> {
+        let top = File::open(self.top()).map_err(|error| errno_of(&error))?;
         // Links lead where the machine would see them lead; anything but a file is refused.
         let how = OpenHow::new()
             .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)

@@ -17,7 +17,7 @@ use crate::launch::{self, Stdio};
 use crate::server::{Server, Target};
 use crate::task;
 use crate::wire::{self, Attach, Exec, Request};
-use crate::{filesystem, pty};
+use crate::{filesystem, pty, still};
 
 /// Jobs that run at once.
 const MAX_LIVE: usize = 256;
@@ -75,6 +75,11 @@ impl Server {
             }
             Request::Configure(configure) => {
                 self.machine.configure(&configure)?;
+                Ok(Some(Vec::new()))
+            }
+            Request::Freeze => self.start_task(channel, || still::freeze().map(|()| None)),
+            Request::Thaw => {
+                still::thaw()?;
                 Ok(Some(Vec::new()))
             }
             Request::Grow => {

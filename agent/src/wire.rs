@@ -40,6 +40,8 @@ pub enum Request {
     Signal { job: u64, signal: i32 },
     Clock { realtime_ns: i64 },
     Configure(Configure),
+    Freeze,
+    Thaw,
     Grow,
     PowerOff { reboot: bool, grace_ms: u64 },
     Sync,
@@ -118,6 +120,11 @@ pub struct Configure {
     pub hostname: Option<String>,
     pub entropy: Option<Vec<u8>>,
     pub machine_id: Option<String>,
+    pub realtime_ns: Option<i64>,
+    /// What the machine keeps of its random state is replaced.
+    pub renew: bool,
+    /// At the end, processes that were held go on.
+    pub thaw: bool,
 }
 
 /// CONTROL. More than one may be set.
@@ -302,6 +309,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
             .required("realtime_ns", signed)
             .map(|realtime_ns| Request::Clock { realtime_ns }),
         "configure" => configure(&map).map(Request::Configure),
+        "freeze" => Ok(Request::Freeze),
+        "thaw" => Ok(Request::Thaw),
         "grow" => Ok(Request::Grow),
         "poweroff" => power_off(&map),
         "sync" => Ok(Request::Sync),
@@ -375,6 +384,9 @@ fn configure(map: &Map) -> Field<Configure> {
         hostname,
         entropy,
         machine_id,
+        realtime_ns: map.optional("realtime_ns", signed)?,
+        renew: map.flag("renew")?,
+        thaw: map.flag("thaw")?,
     })
 }
 

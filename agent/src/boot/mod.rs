@@ -16,7 +16,7 @@ pub(crate) mod button;
 mod cmdline;
 mod devices;
 mod kmods;
-mod place;
+pub mod place;
 mod systemd;
 
 use std::ffi::{CString, c_char};

@@ -297,10 +297,37 @@ class AgentChannel:
         hostname: str | None = None,
         entropy: bytes | None = None,
         machine_id: str | None = None,
+        realtime_ns: int | None = None,
+        renew: bool = False,
+        thaw: bool = False,
     ) -> None:
-        """Tell a fresh machine who it is; `entropy` (at most 512 bytes) reseeds its kernel."""
-        request = m.Configure(hostname=hostname, entropy=entropy, machine_id=machine_id)
+        """Tell a fresh machine who it is.
+
+        Args:
+            hostname: its name.
+            entropy: at most 512 bytes that reseed its kernel.
+            machine_id: see machine-id(5).
+            realtime_ns: Unix nanoseconds; sets its clock.
+            renew: replace the random seed it keeps for its next boot.
+            thaw: let processes that `freeze` held go on, when the rest is done.
+        """
+        request = m.Configure(
+            hostname=hostname, entropy=entropy, machine_id=machine_id, realtime_ns=realtime_ns,
+            renew=renew, thaw=thaw,
+        )  # fmt: skip
         await self._ask(request, m.Empty)
+
+    async def freeze(self, *, deadline: float | None = None) -> None:
+        """Hold every process but the agent and write everything to the machine's disks.
+
+        Raises:
+            AgentError: not all could be held; then nothing is.
+        """
+        await self._ask(m.Freeze(), m.Empty, deadline)
+
+    async def thaw(self) -> None:
+        """Let processes that `freeze` held go on."""
+        await self._ask(m.Thaw(), m.Empty)
 
     async def grow(self, *, deadline: float | None = None) -> int:
         """Grow the root file system to its disk; gives its size in bytes."""

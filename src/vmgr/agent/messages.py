@@ -28,6 +28,7 @@ __all__ = [
     "ExecRequest",
     "Failure",
     "Forget",
+    "Freeze",
     "Grow",
     "Grown",
     "HostHello",
@@ -42,6 +43,7 @@ __all__ = [
     "Started",
     "Sync",
     "TerminalSize",
+    "Thaw",
     "decode",
     "encode",
 ]
@@ -264,6 +266,17 @@ class Configure(Request, frozen=True, kw_only=True, tag="configure"):
     hostname: str | None = None
     entropy: bytes | None = None
     machine_id: str | None = None
+    realtime_ns: int | None = None
+    renew: bool = False
+    thaw: bool = False
+
+
+class Freeze(Request, frozen=True, kw_only=True, tag="freeze"):
+    """Hold every process but the agent, and write everything to the disks."""
+
+
+class Thaw(Request, frozen=True, kw_only=True, tag="thaw"):
+    """Let processes that were held go on."""
 
 
 class Grow(Request, frozen=True, kw_only=True, tag="grow"):
