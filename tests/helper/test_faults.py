@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -158,6 +159,21 @@ def test_a_damaged_disk(home: Home) -> None:
     disk.unlink()
     assert "the disk of machine m is missing" in sentence(home.vmgr("start", "m", check=False))
     home.vmgr("rm", "m")
+    nothing_left(home)
+
+
+def test_a_damaged_kernel_is_made_anew(home: Home, tmp_path: Path) -> None:
+    """It is a cache: whoever emptied it, nobody has to do anything about it."""
+    cache = tmp_path / "cache"
+    shutil.copytree(home.cache, cache)
+    home.environment["XDG_CACHE_HOME"] = str(cache)
+    home.vmgr("run", *SMALL, "debian-minimal", "--", "true")
+    # In the part it is the same file (a hard link); that keeps its own here.
+    (bundle,) = (file.parent for file in cache.glob("vmgr/kernels/*/bundle.json"))
+    (bundle / "vmlinux").unlink()
+    (bundle / "vmlinux").touch()
+    home.vmgr("run", *SMALL, "debian-minimal", "--", "true")
+    assert (bundle / "vmlinux").stat().st_size > 1 << 20
     nothing_left(home)
 
 

@@ -160,6 +160,36 @@ async def test_damaged_bundles_are_made_anew(
     assert "initramfs.cpio is missing" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["vmlinux", "modules.ext4"])
+async def test_a_file_that_was_cut_short_is_damage(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle, name: str
+) -> None:
+    damaged = bundle.directory / name
+    content = damaged.read_bytes()[:5000]
+    damaged.unlink()
+    damaged.write_bytes(content)
+    with pytest.raises(StateError, match=rf"is damaged: {name} has another size"):
+        await kernels.get(bundle.digest)
+    # The part has a good one.
+    told: list[str] = []
+    mended = await kernels.ensure(home / "agent", lambda message, _: told.append(message))
+    assert mended == bundle
+    assert told == ["Writing the initramfs"]
+
+
+async def test_a_part_that_is_damaged_is_fetched_anew(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle
+) -> None:
+    (part,) = (home / "cache/kernels").glob("part-*")
+    for directory in (part, bundle.directory):
+        (directory / "vmlinux").unlink()
+        (directory / "vmlinux").touch()
+    told: list[str] = []
+    mended = await kernels.ensure(home / "agent", lambda message, _: told.append(message))
+    assert has_pvh_entry(mended.kernel.read_bytes())
+    assert "Unpacking the kernel" in told
+
+
 async def test_a_missing_agent_and_a_missing_bundle(kernels: KernelFiles, home: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no agent at"):
         await kernels.ensure(home / "nothing", quiet)

@@ -5,12 +5,13 @@ The files are `vmgr.image`'s and `vmgr.kernel`'s; the names are in the store.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import ImageBuild, ImageImport, ImageInfo, ImageRemoved
-from vmgr.errors import ConflictError, NotFoundError, UsageError
+from vmgr.errors import ConflictError, NotFoundError, UsageError, VmgrError
 from vmgr.helper.sharedwork import SharedWork
 from vmgr.image import RECIPES, Image, ImageFiles, remove_unused_bases
 from vmgr.kernel import KernelBundle, KernelFiles
@@ -145,8 +146,10 @@ class ImageService:
 
     async def kernel(self, progress: Progress) -> KernelBundle:
         """The kernel bundle that machines start with, built or completed first where needed."""
-        if self._kernel is not None and self._kernel.directory.is_dir():
-            return self._kernel
+        if self._kernel is not None:
+            # It is a cache: others may have emptied it, or the disk was full.
+            with contextlib.suppress(VmgrError):
+                return await self._kernels.get(self._kernel.digest)
 
         async def work(tell: Progress) -> KernelBundle:
             return await self._kernels.ensure(self._find_agent(), tell)

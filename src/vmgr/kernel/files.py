@@ -176,8 +176,8 @@ class KernelFiles:
         found = []
         for directory in self._parts():
             try:
-                info = _decode(directory / PART_NAME, PartInfo)
-                if info.format == FORMAT and (directory / "modules.ext4").is_file():
+                info = _read_part(directory)
+                if info.format == FORMAT:
                     found.append((_release_key(info.version), info.built_at, directory, info))
             except VmgrError as error:
                 _log.warning("skipping the kernel in %s: %s", directory, error.message)
@@ -192,7 +192,7 @@ class KernelFiles:
         package = await self._choose_package(progress)
         directory = self._root / f"part-{FORMAT}-{package.name}_{package.version.replace(':', '~')}"
         with contextlib.suppress(VmgrError):
-            return directory, _decode(directory / PART_NAME, PartInfo)
+            return directory, await self._in_executor(_read_part, directory)
         if directory.exists():
             await discard(directory)
         progress(f"Downloading the kernel {package.version}", None)
@@ -268,6 +268,7 @@ class KernelFiles:
                 pvh=pvh,
                 kernel_sha256=digest_file(ready / ("vmlinux" if pvh else "vmlinuz")),
                 modules_sha256=digest_sparse(ready / "modules.ext4"),
+                sizes=_sizes(ready),
             )
             _encode(ready / PART_NAME, info)
             for path in ready.iterdir():
@@ -311,6 +312,7 @@ class KernelFiles:
                 agent_sha256=agent_sha256,
                 initramfs_sha256=initramfs_sha256,
                 built_at=time.time(),
+                sizes=_sizes(ready),
             )
             _encode(ready / BUNDLE_NAME, bundle)
             for path in ready.iterdir():
@@ -424,13 +426,38 @@ def _read_bundle(directory: Path) -> tuple[float, KernelBundle]:
         modules=directory / "modules.ext4",
         agent_sha256=info.agent_sha256,
     )
-    for path in (bundle.kernel, bundle.initramfs, bundle.modules):
-        if not path.is_file() or path.stat().st_size == 0:
-            raise StateError(
-                f"the kernel bundle {directory.name[:12]} is damaged: {path.name} is missing",
-                next_step="it is built anew when a machine starts",
-            )
+    needed = {path.name for path in (bundle.kernel, bundle.initramfs, bundle.modules)}
+    if damage := _damage(directory, needed, info.sizes):
+        raise StateError(
+            f"the kernel bundle {directory.name[:12]} is damaged: {damage}",
+            next_step="it is built anew when a machine starts",
+        )
     return info.built_at, bundle
+
+
+def _read_part(directory: Path) -> PartInfo:
+    info = _decode(directory / PART_NAME, PartInfo)
+    needed = {"vmlinuz", "modules.ext4", *(("vmlinux",) if info.pvh else ())}
+    if damage := _damage(directory, needed, info.sizes):
+        raise StateError(f"it is damaged: {damage}")
+    return info
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+
+
+def _damage(directory: Path, needed: set[str], sizes: dict[str, int]) -> str | None:
+    """What is wrong with the files in `directory`, as far as their names and sizes tell."""
+    for name in sorted(needed | sizes.keys()):
+        path = directory / name
+        if not path.is_file() or path.stat().st_size == 0:
+            return f"{name} is missing"
+        if not os.access(path, os.R_OK):
+            return f"{name} cannot be read"
+        if path.stat().st_size != sizes.get(name, path.stat().st_size):
+            return f"{name} has another size"
+    return None
 
 
 def _freed(directory: Path) -> int:

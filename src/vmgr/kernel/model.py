@@ -34,6 +34,8 @@ class PartInfo(Struct, frozen=True, kw_only=True):
     """Whether there is an uncompressed kernel."""
     kernel_sha256: str
     modules_sha256: str
+    sizes: dict[str, int] = {}
+    """Bytes of each file that bundles take over: another size is damage."""
 
 
 class BundleInfo(Struct, frozen=True, kw_only=True):
@@ -46,6 +48,8 @@ class BundleInfo(Struct, frozen=True, kw_only=True):
     agent_sha256: str
     initramfs_sha256: str
     built_at: float
+    sizes: dict[str, int] = {}
+    """Bytes of each file: another size is damage."""
 
 
 @dataclass(frozen=True)
