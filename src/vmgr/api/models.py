@@ -31,6 +31,7 @@ __all__ = [
     "MachineInfo",
     "MachineRemoved",
     "MachineStatus",
+    "SandboxLevel",
     "SetConfig",
     "StopMachine",
     "StopReport",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 MACHINE_NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+SandboxLevel = Literal["filter", "namespaces", "full"]
+"""How well a process is locked in, weakest first; see `vmgr.sandbox`."""
 MachineStatus = Literal["creating", "stopped", "starting", "running", "stopping", "removing"]
 
 
@@ -103,6 +106,8 @@ class VmmInfo(Model, frozen=True, kw_only=True):
     accelerator: str
     qemu: str
     machine_type: str
+    sandbox: SandboxLevel | None
+    """How well it is locked in; None: an older vmgr started it."""
 
 
 class CreateMachine(Model, frozen=True, kw_only=True):

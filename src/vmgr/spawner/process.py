@@ -167,6 +167,10 @@ class Process:
 
         return await asyncio.shield(self._exit)
 
+    def when_ended(self, tell: Callable[[asyncio.Future[ExitStatus]], object]) -> None:
+        """Have `tell` called on the loop, soon after the end."""
+        self._exit.add_done_callback(tell)
+
     def signal(self, number: Signals) -> None:
         """Send a signal; nothing happens when it has ended."""
         if self.running:
@@ -220,13 +224,24 @@ class Process:
 
 def start_time_of(pid: int) -> int | None:
     """When `pid` started (clock ticks after boot), or None when it is not there or a zombie."""
+    fields = _stat_of(pid)
+    return None if fields is None or fields[0] == b"Z" else int(fields[19])
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of `pid`, or None when there is no such process; a zombie has one."""
+    fields = _stat_of(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _stat_of(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat after the command's name, see proc(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 (no Path on the CLI's way)
             # The command name may hold spaces and brackets: the fields begin after the last one.
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except (OSError, ValueError):
         return None
-    return None if fields[0] == b"Z" else int(fields[19])
 
 
 def spawn_detached(
@@ -292,6 +307,7 @@ async def spawn(
     stderr: int | None = None,
     pass_fds: Sequence[int] = (),
     parent_death: Literal["survive", "kill"] = "survive",
+    limits: Mapping[str, int] | None = None,
 ) -> Process:
     """Start a process.
 
@@ -302,6 +318,7 @@ async def spawn(
         pass_fds: further fds that the child gets under the same numbers.
         parent_death: `kill` ends the process when the helper dies, however it dies. The kernel ties
             this to the *thread* that spawned, so spawning happens on the loop's thread.
+        limits: resource limits by their names in prlimit(1): `core`, `nofile`, …
 
     Raises:
         OSError: it could not be started (FileNotFoundError, PermissionError, …).
@@ -309,12 +326,16 @@ async def spawn(
     import subprocess
 
     full = dict(env) if env is not None else minimal_environment()
-    program, *arguments = [os.fspath(a) for a in argv]
+    command = [os.fspath(a) for a in argv]
+    # By programs of util-linux, which turn into the one wanted: between fork and exec, in a process
+    # with threads, nothing of ours may run.
+    if parent_death == "kill" or limits:
+        command[0] = _which(command[0], full.get("PATH", _DEFAULT_PATH))
     if parent_death == "kill":
-        resolved = _which(program, full.get("PATH", _DEFAULT_PATH))
-        command: list[str] = ["setpriv", "--pdeathsig", "KILL", "--", resolved, *arguments]
-    else:
-        command = [program, *arguments]
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    if limits:
+        options = [f"--{name}={value}:{value}" for name, value in limits.items()]
+        command = ["prlimit", *options, "--", *command]
     with _empty_signal_mask():
         popen = subprocess.Popen(  # noqa: ASYNC220 (blocks for the fork and exec, about 1 ms)
             command,
