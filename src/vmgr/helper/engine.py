@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from vmgr.agent import AgentEvent, AgentHello, Job, JobSink
     from vmgr.api.models import ExecSpec, SandboxLevel, StopMachine
+    from vmgr.config import Config
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.helper.tasks import Tasks
@@ -118,11 +119,17 @@ class Engine:
         refusal = await self._services.executors.in_files(check_kvm)
         return refusal or Accelerator("tcg", "KVM is tried when the first machine starts")
 
-    async def sandbox(self) -> Sandbox:
-        """How well this host lets VMMs be locked in."""
-        return await probe_vmm_sandbox(
+    async def sandbox(self, config: Config) -> Sandbox:
+        """How well this host lets VMMs be locked in.
+
+        Raises:
+            UnsupportedError: less well than the settings ask for.
+        """
+        found = await probe_vmm_sandbox(
             await self.qemu(), self._probes, self._services.executors.files
         )
+        found.require(cast("SandboxLevel", config.get("sandbox.require")))
+        return found
 
     # -- booting ----------------------------------------------------------------------------
 
@@ -137,9 +144,7 @@ class Engine:
         qemu = await self.qemu()
         accelerator = await self.accelerator(kernel.kernel)
         config = await self._helper.settings()
-        sandbox = await self.sandbox()
-        sandbox.require(cast("SandboxLevel", config.get("sandbox.require")))
-        image = await self._helper.images.resolve(machine.row.image_digest)
+        sandbox = await self.sandbox(config)
         progress(f"starting {machine.name}", None)
         began = time.time()
         machine.kill_reason = None
@@ -156,7 +161,7 @@ class Engine:
             resync_keys=[],
             boot_id=None,
         )
-        spec = self._spec(machine, kernel, base_of(image, machine.row.disk_bytes))
+        spec = await self._spec(machine, kernel)
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
             vmm = await Vmm.start(
@@ -226,8 +231,9 @@ class Engine:
         self._watch(machine, booted.vmm)
         self._keep(machine, booted.vmm)
 
-    def _spec(self, machine: Machine, kernel: KernelBundle, base: Path) -> VmmSpec:
+    async def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
         row = machine.row
+        image = await self._helper.images.resolve(row.image_digest)
         return VmmSpec(
             machine_id=row.id,
             name=row.name,
@@ -237,7 +243,7 @@ class Engine:
             initramfs=kernel.initramfs,
             modules=kernel.modules,
             disk=machine.paths.disk,
-            backing=(base,),
+            backing=(base_of(image, row.disk_bytes),),
             init=row.init,
         )
 
