@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _READ_SIZE: Final = 65_536
+_LINGER: Final = 2.0  # seconds after its end in which what is in a process's pipes is read
 _LINE_LIMIT: Final = 4_096
 _PASSED_ON: Final = (
     "HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "USER", "XDG_RUNTIME_DIR",
@@ -416,8 +417,9 @@ async def run(
         )  # fmt: skip
         on_failure.pop_all()
     process._ends_group = True  # noqa: SLF001 (same module); else it could keep our pipes open
+    over = _Over()
     readers = [
-        asyncio.create_task(_collect(read, limit, callback), name="capture")
+        asyncio.create_task(_collect(read, limit, callback, over), name="capture")
         for read, callback in zip(reads, callbacks, strict=True)
     ]
     try:
@@ -426,6 +428,9 @@ async def run(
     finally:
         if process.running:
             await asyncio.shield(process.stop(policy))
+        # One that it has left behind, in a session of its own, may hold our pipes open for ever.
+        await asyncio.wait(readers, timeout=_LINGER)
+        over.now()
         captured = await asyncio.gather(*readers)
     stderr = captured[-1]
     output = captured[0] if stdout is None else b""
@@ -435,8 +440,23 @@ async def run(
     return Completed(status, output, stderr)
 
 
-async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -> bytes:
-    """Read `fd` to its end and close it; keep the last `limit` bytes."""
+class _Over:
+    """Says that nobody waits for more output."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self.wake: list[Callable[[], None]] = []
+
+    def now(self) -> None:
+        self.said = True
+        for wake in self.wake:
+            wake()
+
+
+async def _collect(
+    fd: int, limit: int, on_line: Callable[[str], None] | None, over: _Over
+) -> bytes:
+    """Read `fd` until its end or `over`, and close it; keep the last `limit` bytes."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -445,10 +465,13 @@ async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -
     size = 0
     partial = b""
     readable = asyncio.Event()
+    over.wake.append(readable.set)
     loop.add_reader(fd, readable.set)
     try:
         while True:
             await readable.wait()
+            if over.said:
+                break
             readable.clear()
             try:
                 chunk = os.read(fd, _READ_SIZE)
