@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import boot
 import helper
 import roundtrip
+import sandbox
 from clock import Row, table
 from vmgr.api.models import ImageBuild
 from vmgr.client.sync import Client
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "boot": boot.measure,
     "exec": roundtrip.measure,
     "helper": helper.measure,
+    "sandbox": sandbox.measure,
 }
 
 

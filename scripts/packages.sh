@@ -9,6 +9,7 @@ readonly python_minimum=3.11
 readonly -a system_needs=(
   'python3 python3-venv:python'
   'qemu-system-x86:command qemu-system-x86_64'
+  'bubblewrap:command bwrap'
   'qemu-utils:command qemu-img'
   'mmdebstrap:command mmdebstrap'
   'e2fsprogs:command mke2fs'

@@ -155,13 +155,22 @@ class Home:
 
     def vmms(self) -> list[int]:
         """Live VMMs of this home."""
-        return self.processes("qemu-system")
+        # Not bubblewrap's monitors, on whose command lines QEMU stands too.
+        return [pid for pid in self.processes("qemu-system") if "qemu" in program_of(pid)]
 
     def close(self) -> None:
         """End everything; by pid, and only what belongs to this home."""
         for pid in [*self.processes("vmgr.helper"), *self.processes()]:
             kill_and_wait(pid)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def program_of(pid: int) -> str:
+    """The name of a process's program, empty when it has ended."""
+    try:
+        return Path(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()).name
+    except OSError:
+        return ""
 
 
 def kill_and_wait(pid: int, number: int = signal.SIGKILL, deadline: float = 30.0) -> None:

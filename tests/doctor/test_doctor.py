@@ -6,11 +6,13 @@ import asyncio
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vmgr.config import Config
+from vmgr.config.settings import SETTINGS
 from vmgr.doctor import examine, kernel, places, programs
 from vmgr.doctor.examine import CHECKS, conduct
 from vmgr.doctor.host import Host, good
@@ -20,7 +22,6 @@ from vmgr.vmm import Accelerator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmgr.api.models import Check
 
@@ -214,6 +215,42 @@ async def test_namespaces_without_the_program(host: Host) -> None:
     assert "apt-get install util-linux" in (check.fix or "")
 
 
+async def test_the_sandbox_of_this_host(host: Host) -> None:
+    check = await kernel.sandbox(host)
+    assert check.status == "ok", check
+    assert check.summary.startswith(("namespaces: ", "full: "))
+
+
+async def test_a_sandbox_that_is_refused_names_the_fix(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmgr.sandbox.probe.find_bubblewrap", lambda: Path("/usr/bin/false"))
+    write(host.proc / "sys/kernel/apparmor_restrict_unprivileged_userns", "1\n")
+    check = await kernel.sandbox(replace(host, uid=1000))
+    assert check.status == "warning"
+    assert "AppArmor denies it to" in check.summary
+    assert "/etc/apparmor.d/vmgr-bwrap" in (check.fix or "")
+    host.config.set("sandbox.require", "namespaces")
+    assert (await kernel.sandbox(host)).status == "error"
+
+
+async def test_in_a_container_the_fix_is_the_containers(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmgr.sandbox.probe.find_bubblewrap", lambda: Path("/usr/bin/false"))
+    write(host.proc.parent / ".dockerenv", "")
+    check = await kernel.sandbox(host)
+    assert "seccomp=unconfined" in (check.fix or "")
+
+
+async def test_without_bubblewrap_it_is_to_be_installed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmgr.sandbox.probe.find_bubblewrap", lambda: None)
+    check = await kernel.sandbox(replace(host, uid=1000))
+    assert check.fix == "sudo apt-get install bubblewrap"
+
+
 def test_a_range_of_ids_is_one_that_nobody_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "missing_tools", lambda *_: [])
     write(host.etc / "subuid", "ann:100000:65536\nbob:165536:65536\nbroken\n")
@@ -299,7 +336,11 @@ async def test_free_space(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_settings(host: Host) -> None:
     host.config.set("machine.cpus", "1")
-    assert outcome(await places.settings(host)) == ("ok", "1 of 9 differ from the default", None)
+    assert outcome(await places.settings(host)) == (
+        "ok",
+        f"1 of {len(SETTINGS)} differ from the default",
+        None,
+    )
     write(host.paths.config_file, "[machine]\ncpu = 1\n")
     check = await places.settings(replace(host, config=Config.load(host.paths)))
     assert check.status == "warning"

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import children
 
 from vmgr.spawner import (
+    Completed,
     ExitStatus,
     Process,
     ProcessFailedError,
@@ -366,6 +367,21 @@ class TestRun:
         async with asyncio.timeout(30):
             done = await run(["sh", "-c", "sleep 100 & echo done"])
         assert done.stdout == b"done\n"
+
+    async def test_one_that_left_the_session_does_not_hold_it_up(self, tmp_path: Path) -> None:
+        """A daemon: it is in no group of ours, and keeps our pipes."""
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        daemon = f"echo $$ >&2; echo >{fifo}; exec sleep 100"
+        command = f"setsid sh -c '{daemon}' & read line <{fifo}; echo done"
+        async with asyncio.timeout(60):
+            done = await run(["sh", "-c", command])
+        assert done.stdout == b"done\n"
+        os.kill(int(done.stderr), signal.SIGKILL)
+
+    async def test_one_that_closes_its_pipes_early_is_waited_for(self) -> None:
+        done = await run(["sh", "-c", "exec >&- 2>&-; sleep 0.3; exit 4"], check=False)
+        assert done == Completed(ExitStatus(code=4), b"", b"")
 
     async def test_a_failing_callback_is_heard_of_and_ends_nothing_else(self) -> None:
         def fail(_line: str) -> None:

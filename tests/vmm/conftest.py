@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmgr.errors import VmgrError
 from vmgr.kernel import KernelFiles
 from vmgr.paths import MachinePaths, Paths
-from vmgr.vmm import Accelerator, ProbeCache, Qemu, Vmm, VmmSpec, find_qemu
+from vmgr.vmm import Accelerator, ProbeCache, Qemu, Vmm, VmmSpec, find_qemu, probe_vmm_sandbox
+
+if TYPE_CHECKING:
+    from vmgr.sandbox import Sandbox
 
 TCG = Accelerator("tcg", "a test")
 MEMORY = 192 << 20
@@ -66,6 +69,7 @@ class Lab:
     qemu: Qemu
     executor: ThreadPoolExecutor
     vmms: list[Vmm]
+    sandbox: Sandbox
 
     def spec(self, initramfs: bytes, **changes: Any) -> VmmSpec:
         path = self.paths.state / "initramfs.cpio"
@@ -84,6 +88,7 @@ class Lab:
         return VmmSpec(**(given | changes))
 
     async def start(self, spec: VmmSpec, **options: Any) -> Vmm:
+        options.setdefault("sandbox", self.sandbox)
         vmm = await Vmm.start(spec, self.paths, self.qemu, TCG, self.executor, **options)
         self.vmms.append(vmm)
         return vmm
@@ -96,7 +101,8 @@ async def lab(
     paths = MachinePaths(directory / "state", directory / "run")
     paths.state.mkdir(mode=0o700)
     vmms: list[Vmm] = []
-    yield Lab(paths, kernel, qemu, executor, vmms)
+    sandbox = await probe_vmm_sandbox(qemu, ProbeCache(directory / "probes.json"), executor)
+    yield Lab(paths, kernel, qemu, executor, vmms, sandbox)
     for vmm in vmms:
         if vmm.running:
             await vmm.kill("the test is over", at_once=True)

@@ -120,11 +120,12 @@ from pathlib import Path
 from uuid import UUID
 from pathlib import PosixPath
 from vmgr.paths import MachinePaths
+from vmgr.sandbox import Need, Sandbox
 from vmgr.vmm import Accelerator, Qemu, Vmm, VmmSpec
 
 async def main():
     vmm = await Vmm.start({spec!r}, {lab.paths!r}, {lab.qemu!r}, Accelerator("tcg", ""),
-                          ThreadPoolExecutor(1))
+                          ThreadPoolExecutor(1), sandbox={lab.sandbox!r})
     print(vmm.pid, vmm.start_time, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -180,7 +181,7 @@ async def test_two_vmms_cannot_open_one_disk(lab: Lab, refused: Refused, directo
     await lab.start(spec)
     other = Lab(
         type(lab.paths)(directory / "state", directory / "run2"),
-        lab.kernel, lab.qemu, lab.executor, lab.vmms,
+        lab.kernel, lab.qemu, lab.executor, lab.vmms, lab.sandbox,
     )  # fmt: skip
     error = await refused(other.start(spec))
     assert isinstance(error, ConflictError)

@@ -64,6 +64,13 @@ OPERATIONS: dict[str, Operation] = {
             "What works on this host and what would mend the rest",
             response=m.DoctorReport,
         ),
+        Operation(
+            "audit",
+            "GET",
+            "/audit",
+            "Every process of vmgr, and which process rules it breaks",
+            response=m.AuditReport,
+        ),
         Operation("config_list", "GET", "/config", "All settings", response=list[m.ConfigEntry]),
         Operation("config_get", "GET", "/config/{key}", "One setting", response=m.ConfigEntry),
         Operation(

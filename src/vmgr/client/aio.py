@@ -101,6 +101,10 @@ class AsyncClient:
         """What works on this host, and what would mend the rest."""
         return await self._call(m.DoctorReport, "doctor")
 
+    async def audit(self) -> m.AuditReport:
+        """Every process of vmgr, and which process rules it breaks."""
+        return await self._call(m.AuditReport, "audit")
+
     async def config_list(self) -> list[m.ConfigEntry]:
         """All settings."""
         return await self._call(list[m.ConfigEntry], "config_list")

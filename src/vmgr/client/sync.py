@@ -102,6 +102,10 @@ class Client:
         """What works on this host, and what would mend the rest."""
         return self._call(m.DoctorReport, "doctor")
 
+    def audit(self) -> m.AuditReport:
+        """Every process of vmgr, and which process rules it breaks."""
+        return self._call(m.AuditReport, "audit")
+
     def config_list(self) -> list[m.ConfigEntry]:
         """All settings."""
         return self._call(list[m.ConfigEntry], "config_list")

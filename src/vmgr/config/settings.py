@@ -10,8 +10,9 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, get_args
 
+from vmgr.api.models import SandboxLevel
 from vmgr.errors import UsageError
 from vmgr.machine.sizes import format_size, parse_size
 
@@ -193,6 +194,19 @@ class Program(_Text):
 
 
 @dataclass(frozen=True)
+class Choice(_Text):
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        if not isinstance(value, str) or value not in self.words:
+            raise UsageError(f"{str(value)[:40]!r} is none of {', '.join(self.words)}")
+        return value
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting. `default` is computed, since some depend on this host."""
 
@@ -224,6 +238,8 @@ _TABLE: Final = (
             "Size of a new machine's disk; it takes only what is written to it"),
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
+    Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
+            "The weakest sandbox that a machine may run in: filter, namespaces or full"),
     Setting("stop.acpi_timeout", Duration(), lambda: 20.0,
             "Seconds a machine gets after its power button was pressed; 0: not pressed"),
     Setting("stop.agent_timeout", Duration(), lambda: 30.0,

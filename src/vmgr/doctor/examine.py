@@ -37,6 +37,7 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "memory": places.memory,
     "directories": places.directories,
     "settings": places.settings,
+    "sandbox": kernel.sandbox,
     "control groups": kernel.control_groups,
 }
 

@@ -5,26 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from vmgr.artifact.privilege import PrivilegeKind, find_privilege
 from vmgr.artifact.tools import missing_tools
-from vmgr.doctor.host import good, warning
+from vmgr.doctor.host import error, good, warning
+from vmgr.sandbox import LEVELS
+from vmgr.sandbox.bubblewrap import PROGRAM as BUBBLEWRAP
 from vmgr.spawner import StopPolicy, run
-from vmgr.vmm import Accelerator
+from vmgr.vmm import Accelerator, ProbeCache, find_qemu, probe_vmm_sandbox
 from vmgr.vmm.accelerator import check_kvm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmgr.api.models import Check
+    from vmgr.api.models import Check, SandboxLevel
     from vmgr.doctor.host import Host
 
-__all__ = ["accelerator", "control_groups", "id_ranges", "user_namespaces"]
+__all__ = ["accelerator", "control_groups", "id_ranges", "sandbox", "user_namespaces"]
 
 # Making a mount and a network namespace takes capabilities: a user namespace in which they are
 # denied (Ubuntu 24.04) is of no use.
 _PROBE: Final = ("unshare", "--user", "--map-root-user", "--mount", "--net", "true")
+# Left in their containers by Docker and Podman.
+_CONTAINER_MARKS: Final = (".dockerenv", "run/.containerenv")
+_CONTAINER_FIX: Final = (
+    "start the container with --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+)
 _NAMESPACES: Final = "user namespaces"
 _IDS: Final = 65_536
 _FIRST_ID: Final = 100_000  # where Debian's useradd(8) begins, SUB_UID_MIN of login.defs(5)
@@ -42,6 +49,26 @@ async def accelerator(host: Host) -> Check:
     if found.name == "kvm":
         return good("accelerator", found.reason)
     return warning("accelerator", found.reason, found.fix)
+
+
+async def sandbox(host: Host) -> Check:
+    """How well VMMs are locked in, tried with QEMU itself, and who forbids more."""
+    override = str(host.config.get("qemu.path")) or None
+    cache = ProbeCache(host.paths.probes)
+    qemu = await find_qemu(cache, host.executor, override=override)
+    found = await probe_vmm_sandbox(qemu, cache, host.executor)
+    wanted = cast("SandboxLevel", host.config.get("sandbox.require"))
+    summary = f"{found.level}: {found.reason}"
+    fix = found.fix and host.as_root(found.fix)
+    if found.level == "filter" and fix is None:
+        loop = asyncio.get_running_loop()
+        why, fix = await loop.run_in_executor(host.executor, _who_forbids, host, BUBBLEWRAP)
+        summary += f"; {why}" if why else ""
+    if LEVELS.index(found.level) < LEVELS.index(wanted):
+        return error("sandbox", f"{summary}; sandbox.require asks for {wanted}", fix)
+    if found.level == "filter":
+        return warning("sandbox", f"{summary}, so a VMM could read your files", fix)
+    return good("sandbox", summary)
 
 
 async def user_namespaces(host: Host, probe: tuple[str, ...] = _PROBE) -> Check:
@@ -85,6 +112,8 @@ def _who_forbids(host: Host, program: str) -> tuple[str | None, str | None]:
         return f"AppArmor denies it to {path}", host.write_as_root(
             profile, file, f"apparmor_parser -r {file}"
         )
+    if any((host.proc.parent / mark).exists() for mark in _CONTAINER_MARKS):
+        return "the container that this is denies it", _CONTAINER_FIX
     return None, None
 
 

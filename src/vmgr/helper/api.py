@@ -14,6 +14,7 @@ from vmgr._version import __version__
 from vmgr.agent.session import VERSIONS
 from vmgr.api import models as m
 from vmgr.api.openapi import document
+from vmgr.audit import Vmm, audit
 from vmgr.doctor import examine
 from vmgr.helper.streaming import Streaming, job_number
 
@@ -73,6 +74,15 @@ class Api(Streaming):
             await self._helper.settings(),
             accelerator=self._helper.machines.engine.known_accelerator,
         )
+
+    async def audit(self, _call: Call) -> m.AuditReport:
+        vmms = [
+            Vmm(machine.row.vmm_pid, machine.name, machine.row.sandbox)
+            for machine in self._helper.machines.all()
+            if machine.row.vmm_pid is not None and not machine.stopped.is_set()
+        ]
+        paths = self._helper.paths
+        return await self._helper.executors.in_files(audit, paths, vmms)
 
     # -- configuration -----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from vmgr._version import __version__
 from vmgr.agent import AgentChannel, ExecRequest, TerminalSize
@@ -19,6 +19,7 @@ from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.relay import exit_result
+from vmgr.image import base_of
 from vmgr.vmm import (
     Accelerator,
     BootPolicy,
@@ -32,6 +33,7 @@ from vmgr.vmm import (
     find_qemu,
     orderly_stop,
     probe_accelerator,
+    probe_vmm_sandbox,
 )
 from vmgr.vmm.accelerator import check_kvm
 
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmgr.agent import AgentEvent, AgentHello, Job, JobSink
-    from vmgr.api.models import ExecSpec, StopMachine
+    from vmgr.api.models import ExecSpec, SandboxLevel, StopMachine
+    from vmgr.config import Config
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.helper.tasks import Tasks
     from vmgr.kernel import KernelBundle
+    from vmgr.sandbox import Sandbox
 
     Progress = Callable[[str, float | None], None]
 
@@ -115,6 +119,18 @@ class Engine:
         refusal = await self._services.executors.in_files(check_kvm)
         return refusal or Accelerator("tcg", "KVM is tried when the first machine starts")
 
+    async def sandbox(self, config: Config) -> Sandbox:
+        """How well this host lets VMMs be locked in.
+
+        Raises:
+            UnsupportedError: less well than the settings ask for.
+        """
+        found = await probe_vmm_sandbox(
+            await self.qemu(), self._probes, self._services.executors.files
+        )
+        found.require(cast("SandboxLevel", config.get("sandbox.require")))
+        return found
+
     # -- booting ----------------------------------------------------------------------------
 
     async def boot(self, machine: Machine, progress: Progress) -> None:
@@ -127,6 +143,8 @@ class Engine:
         kernel = await self._helper.images.kernel(progress)
         qemu = await self.qemu()
         accelerator = await self.accelerator(kernel.kernel)
+        config = await self._helper.settings()
+        sandbox = await self.sandbox(config)
         progress(f"starting {machine.name}", None)
         began = time.time()
         machine.kill_reason = None
@@ -139,16 +157,16 @@ class Engine:
             accelerator=accelerator.name,
             qemu=qemu.version,
             machine_type=qemu.machine_type,
+            sandbox=sandbox.level,
             resync_keys=[],
             boot_id=None,
         )
-        spec = self._spec(machine, kernel)
-        config = await self._helper.settings()
+        spec = await self._spec(machine, kernel)
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
             vmm = await Vmm.start(
                 spec, machine.paths, qemu, accelerator, self._services.executors.files,
-                verbose=verbose,
+                sandbox=sandbox, verbose=verbose,
             )  # fmt: skip
             machine.vmm = vmm
             try:
@@ -213,8 +231,9 @@ class Engine:
         self._watch(machine, booted.vmm)
         self._keep(machine, booted.vmm)
 
-    def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
+    async def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
         row = machine.row
+        image = await self._helper.images.resolve(row.image_digest)
         return VmmSpec(
             machine_id=row.id,
             name=row.name,
@@ -224,6 +243,7 @@ class Engine:
             initramfs=kernel.initramfs,
             modules=kernel.modules,
             disk=machine.paths.disk,
+            backing=(base_of(image, row.disk_bytes),),
             init=row.init,
         )
 

@@ -22,7 +22,7 @@ from vmgr.machine.lifecycle import check_permits, next_status
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel, AgentHello
-    from vmgr.api.models import MachineStatus
+    from vmgr.api.models import MachineStatus, SandboxLevel
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from vmgr.paths import MachinePaths, Paths
     from vmgr.vmm import Vmm
 
-__all__ = ["EMULATION_NOTE", "Machine", "ResyncKeys", "Services"]
+__all__ = ["EMULATION_NOTE", "OPEN_NOTE", "Machine", "ResyncKeys", "Services"]
 
 EMULATION_NOTE = "runs under software emulation (TCG), for which QEMU promises no isolation"
+
+OPEN_NOTE = "its VMM has only a system call filter and could read your files: see vmgr doctor"
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +174,7 @@ class Machine:
                 accelerator=row.accelerator or "unknown",
                 qemu=row.qemu or "unknown",
                 machine_type=row.machine_type or "unknown",
+                sandbox=cast("SandboxLevel | None", row.sandbox),
             )
         running = self.status == "running"
         return MachineInfo(
@@ -193,8 +196,20 @@ class Machine:
             boot_id=row.boot_id if running else None,
             init=row.booted_init if running else row.init,
             vmm=vmm,
-            notes=[EMULATION_NOTE] if vmm is not None and vmm.accelerator == "tcg" else [],
+            notes=_notes(vmm),
         )
+
+
+def _notes(vmm: VmmInfo | None) -> list[str]:
+    """What the person should know of the process that runs a machine."""
+    if vmm is None:
+        return []
+    notes = []
+    if vmm.accelerator == "tcg":
+        notes.append(EMULATION_NOTE)
+    if vmm.sandbox in {"filter", None}:
+        notes.append(OPEN_NOTE)
+    return notes
 
 
 class ResyncKeys:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import VmgrError
-from vmgr.spawner.process import start_time_of
+from vmgr.spawner.process import parent_of, start_time_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["host_boot_id", "reconcile"]
 
+# What starts a VMM and then turns into it, or waits for it; each has all of its command line.
+_AROUND: Final = frozenset({b"bwrap", b"prlimit", b"setpriv"})
 _LIVE: Final = {"starting", "running", "stopping"}
 
 log = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def _find_vmms(directory: Path) -> dict[str, int]:
 
     Read from their command lines, which we wrote (QEMU doubles commas in option values).
     """
-    found: dict[str, int] = {}
+    candidates: dict[str, set[int]] = {}
     here = os.fsencode(directory).replace(b",", b",,") + b"/"
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -142,14 +144,23 @@ def _find_vmms(directory: Path) -> dict[str, int]:
             arguments = Path(entry.path, "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # it ended meanwhile
-        if b"qemu" not in arguments[0].rpartition(b"/")[2]:
+        name = arguments[0].rpartition(b"/")[2]
+        if b"qemu" not in name and name not in _AROUND:
             continue
         for argument in arguments:
             _, mark, rest = argument.partition(here)
             if mark and (machine_id := rest.split(b"/")[0]):
-                found[machine_id.decode(errors="replace")] = int(entry.name)
+                candidates.setdefault(machine_id.decode(errors="replace"), set()).add(
+                    int(entry.name)
+                )
                 break
-    return found
+    return {machine: _innermost(pids) for machine, pids in candidates.items()}
+
+
+def _innermost(pids: set[int]) -> int:
+    """The VMM, or what is about to become it, of the processes that have its command line."""
+    parents = {parent_of(pid) for pid in pids}
+    return max(pids - parents or pids)
 
 
 def _remove_strays(directory: Path, known: set[str]) -> list[str]:

@@ -65,6 +65,7 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     accelerator: str | None = None
     qemu: str | None = None
     machine_type: str | None = None
+    sandbox: str | None = None
     resync_keys: list[bytes] = []
     """Markers that the agent may hold, oldest first (see `vmgr.agent.keys`)."""
 

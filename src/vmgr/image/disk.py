@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vmgr.image.model import Image
 
-__all__ = ["create_disk", "remove_unused_bases"]
+__all__ = ["base_of", "create_disk", "remove_unused_bases"]
 
 _DEADLINE: Final = 60.0
 _LARGEST: Final = 15 << 40  # a file on ext4 with 4 KiB blocks ends at 16 TiB
@@ -62,16 +62,23 @@ async def create_disk(image: Image, path: Path, size_bytes: int, executor: Execu
             f"a disk of {human_size(size_bytes)} is more than ext4 files on hosts can be",
             next_step=f"ask for at most {human_size(_LARGEST)}",
         )
-    base = image.disk
-    if size_bytes != DEFAULT_DISK_BYTES:
-        base = await _sized_base(image, size_bytes, executor)
+    base = base_of(image, size_bytes)
+    if base != image.disk:
+        await _make_sized_base(image, base, size_bytes, executor)
     await _create_overlay(base, path, size_bytes, executor)
 
 
-async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path:
-    base = image.directory / f"root-{size_bytes}.ext4"
+def base_of(image: Image, size_bytes: int) -> Path:
+    """The file that a disk of this size on this image stands on."""
+    size_bytes = _whole_mib(size_bytes)
+    if size_bytes == DEFAULT_DISK_BYTES:
+        return image.disk
+    return image.directory / f"root-{size_bytes}.ext4"
+
+
+async def _make_sized_base(image: Image, base: Path, size_bytes: int, executor: Executor) -> None:
     if await in_thread(executor, base.exists):
-        return base
+        return
     async with staging(image.directory.parent) as stage:
         made = stage / base.name
         await resized_copy(image.disk, made, size_bytes, executor)
@@ -83,7 +90,6 @@ async def _sized_base(image: Image, size_bytes: int, executor: Executor) -> Path
                 base.hardlink_to(made)
 
         await in_thread(executor, show)
-    return base
 
 
 def _whole_mib(size: int) -> int:

@@ -1,5 +1,6 @@
 """The one place where vmgr starts processes. A test bans every other way."""
 
+from vmgr.spawner.contained import Contained
 from vmgr.spawner.process import (
     Completed,
     ExitStatus,
@@ -14,6 +15,7 @@ from vmgr.spawner.process import (
 
 __all__ = [
     "Completed",
+    "Contained",
     "ExitStatus",
     "Process",
     "ProcessFailedError",

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _READ_SIZE: Final = 65_536
+_LINGER: Final = 2.0  # seconds after its end in which what is in a process's pipes is read
 _LINE_LIMIT: Final = 4_096
 _PASSED_ON: Final = (
     "HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "USER", "XDG_RUNTIME_DIR",
@@ -167,6 +168,10 @@ class Process:
 
         return await asyncio.shield(self._exit)
 
+    def when_ended(self, tell: Callable[[asyncio.Future[ExitStatus]], object]) -> None:
+        """Have `tell` called on the loop, soon after the end."""
+        self._exit.add_done_callback(tell)
+
     def signal(self, number: Signals) -> None:
         """Send a signal; nothing happens when it has ended."""
         if self.running:
@@ -220,13 +225,24 @@ class Process:
 
 def start_time_of(pid: int) -> int | None:
     """When `pid` started (clock ticks after boot), or None when it is not there or a zombie."""
+    fields = _stat_of(pid)
+    return None if fields is None or fields[0] == b"Z" else int(fields[19])
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of `pid`, or None when there is no such process; a zombie has one."""
+    fields = _stat_of(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _stat_of(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat after the command's name, see proc(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 (no Path on the CLI's way)
             # The command name may hold spaces and brackets: the fields begin after the last one.
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except (OSError, ValueError):
         return None
-    return None if fields[0] == b"Z" else int(fields[19])
 
 
 def spawn_detached(
@@ -292,6 +308,7 @@ async def spawn(
     stderr: int | None = None,
     pass_fds: Sequence[int] = (),
     parent_death: Literal["survive", "kill"] = "survive",
+    limits: Mapping[str, int] | None = None,
 ) -> Process:
     """Start a process.
 
@@ -302,6 +319,7 @@ async def spawn(
         pass_fds: further fds that the child gets under the same numbers.
         parent_death: `kill` ends the process when the helper dies, however it dies. The kernel ties
             this to the *thread* that spawned, so spawning happens on the loop's thread.
+        limits: resource limits by their names in prlimit(1): `core`, `nofile`, …
 
     Raises:
         OSError: it could not be started (FileNotFoundError, PermissionError, …).
@@ -309,12 +327,16 @@ async def spawn(
     import subprocess
 
     full = dict(env) if env is not None else minimal_environment()
-    program, *arguments = [os.fspath(a) for a in argv]
+    command = [os.fspath(a) for a in argv]
+    # By programs of util-linux, which turn into the one wanted: between fork and exec, in a process
+    # with threads, nothing of ours may run.
+    if parent_death == "kill" or limits:
+        command[0] = _which(command[0], full.get("PATH", _DEFAULT_PATH))
     if parent_death == "kill":
-        resolved = _which(program, full.get("PATH", _DEFAULT_PATH))
-        command: list[str] = ["setpriv", "--pdeathsig", "KILL", "--", resolved, *arguments]
-    else:
-        command = [program, *arguments]
+        command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    if limits:
+        options = [f"--{name}={value}:{value}" for name, value in limits.items()]
+        command = ["prlimit", *options, "--", *command]
     with _empty_signal_mask():
         popen = subprocess.Popen(  # noqa: ASYNC220 (blocks for the fork and exec, about 1 ms)
             command,
@@ -395,8 +417,9 @@ async def run(
         )  # fmt: skip
         on_failure.pop_all()
     process._ends_group = True  # noqa: SLF001 (same module); else it could keep our pipes open
+    over = _Over()
     readers = [
-        asyncio.create_task(_collect(read, limit, callback), name="capture")
+        asyncio.create_task(_collect(read, limit, callback, over), name="capture")
         for read, callback in zip(reads, callbacks, strict=True)
     ]
     try:
@@ -405,6 +428,9 @@ async def run(
     finally:
         if process.running:
             await asyncio.shield(process.stop(policy))
+        # One that it has left behind, in a session of its own, may hold our pipes open for ever.
+        await asyncio.wait(readers, timeout=_LINGER)
+        over.now()
         captured = await asyncio.gather(*readers)
     stderr = captured[-1]
     output = captured[0] if stdout is None else b""
@@ -414,8 +440,23 @@ async def run(
     return Completed(status, output, stderr)
 
 
-async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -> bytes:
-    """Read `fd` to its end and close it; keep the last `limit` bytes."""
+class _Over:
+    """Says that nobody waits for more output."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self.wake: list[Callable[[], None]] = []
+
+    def now(self) -> None:
+        self.said = True
+        for wake in self.wake:
+            wake()
+
+
+async def _collect(
+    fd: int, limit: int, on_line: Callable[[str], None] | None, over: _Over
+) -> bytes:
+    """Read `fd` until its end or `over`, and close it; keep the last `limit` bytes."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -424,10 +465,13 @@ async def _collect(fd: int, limit: int, on_line: Callable[[str], None] | None) -
     size = 0
     partial = b""
     readable = asyncio.Event()
+    over.wake.append(readable.set)
     loop.add_reader(fd, readable.set)
     try:
         while True:
             await readable.wait()
+            if over.said:
+                break
             readable.clear()
             try:
                 chunk = os.read(fd, _READ_SIZE)

@@ -4,6 +4,7 @@ from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
 from vmgr.vmm.commandline import VmmSpec
 from vmgr.vmm.exit import VmmExit
+from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
 from vmgr.vmm.probecache import ProbeCache
 from vmgr.vmm.qemu import Qemu, find_qemu, qemu_program
@@ -26,5 +27,6 @@ __all__ = [
     "find_qemu",
     "orderly_stop",
     "probe_accelerator",
+    "probe_vmm_sandbox",
     "qemu_program",
 ]

@@ -18,6 +18,7 @@ from vmgr.vmm.options import option, plain_value
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmgr.vmm.options import Value
     from vmgr.vmm.qemu import Qemu
 
 __all__ = ["AGENT_PORT", "SANDBOX", "SocketFds", "VmmSpec", "command_line", "kernel_command_line"]
@@ -54,6 +55,9 @@ class VmmSpec:
     initramfs: Path
     disk: Path
     """A qcow2 overlay."""
+    backing: tuple[Path, ...] = ()
+    """The files that the disk stands on, nearest first. Never read from the disk's own header: its
+    VMM writes that file, and one that a guest has taken over could name any file of the person."""
     modules: Path | None = None
     """A raw image of the kernel's modules, seen read-only."""
     init: str | None = None
@@ -224,7 +228,7 @@ def _disks(spec: VmmSpec) -> list[str]:
         "-blockdev", option(
             driver="qcow2", node_name="root", discard="unmap",
             file__driver="file", file__filename=spec.disk, file__locking=True,
-            file__aio="threads", file__discard="unmap",
+            file__aio="threads", file__discard="unmap", **_backing(spec.backing),
         ),
         "-device", option(
             "virtio-blk-pci", id="root", drive="root", serial="root", disable_legacy=True,
@@ -244,6 +248,21 @@ def _disks(spec: VmmSpec) -> list[str]:
             ),
         ]  # fmt: skip
     return arguments
+
+
+def _backing(files: tuple[Path, ...]) -> dict[str, Value]:
+    """What the disk stands on, named here rather than taken from the disk's header."""
+    options: dict[str, Value] = {}
+    prefix = ""
+    for file in files:
+        prefix += "backing__"
+        # The last one is an image's file system; those before it are overlays.
+        options[f"{prefix}driver"] = "raw" if file == files[-1] else "qcow2"
+        options[f"{prefix}read_only"] = True
+        options[f"{prefix}file__driver"] = "file"
+        options[f"{prefix}file__filename"] = file
+        options[f"{prefix}file__read_only"] = True
+    return options
 
 
 def _entropy(spec: VmmSpec) -> list[str]:

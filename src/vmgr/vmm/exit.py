@@ -106,9 +106,13 @@ def failure_to_start(name: str, ended: VmmExit) -> VmgrError:
             next_step="free some disk space",
             details=details,
         )
+    # What its sandbox says, or the program that QEMU follows in it.
+    locked_out = re.match(r"(bwrap|setpriv|prlimit): ", said)
     return MachineError(
         f"the VMM of machine {name} did not start: {said or ended.reason}",
-        next_step=f"look at: vmgr logs {name}",
+        next_step="see what this host permits with: vmgr doctor"
+        if locked_out
+        else f"look at: vmgr logs {name}",
         details=details,
     )
 

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncinotify import Inotify, Mask
 
 from vmgr.errors import MachineError, NotFoundError, ResourceError, StateError
-from vmgr.spawner import Process, StopPolicy, spawn
+from vmgr.sandbox.cgroup import GroupLimits, attach, group_of, make_group, remove_group
+from vmgr.spawner import Contained, Process, StopPolicy
 from vmgr.spawner.process import start_time_of
 from vmgr.vmm import cappedlog
 from vmgr.vmm.clock import host_tsc_is_steady
 from vmgr.vmm.commandline import command_line
 from vmgr.vmm.console import Console
 from vmgr.vmm.exit import VmmExit, explain_exit, failure_to_start
+from vmgr.vmm.isolation import need_of
 from vmgr.vmm.memory import check_memory
 from vmgr.vmm.qmp import Qmp
 from vmgr.vmm.sockets import listening
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from vmgr.paths import MachinePaths
+    from vmgr.sandbox import Sandbox
     from vmgr.vmm.accelerator import Accelerator
     from vmgr.vmm.commandline import VmmSpec
     from vmgr.vmm.qemu import Qemu
@@ -78,6 +81,7 @@ class Vmm:
         self._qmp_lock = asyncio.Lock()
         self._shutdown: str | None = None
         self._panicked = False
+        self._group: Path | None = None
         self._asked: str | None = None
         self._exit: asyncio.Future[VmmExit] = asyncio.get_running_loop().create_future()
         self._tasks = [
@@ -96,6 +100,7 @@ class Vmm:
         accelerator: Accelerator,
         executor: Executor,
         *,
+        sandbox: Sandbox,
         on_event: EventCallback | None = None,
         verbose: bool = False,
     ) -> Vmm:
@@ -104,6 +109,7 @@ class Vmm:
         Args:
             paths: the machine's files; its state directory exists.
             executor: for file work, also that of the console.
+            sandbox: what it is locked into.
             on_event: called on the loop with QMP events; must not raise.
             verbose: let the guest's kernel tell each step of its boot.
 
@@ -122,8 +128,9 @@ class Vmm:
                 argv = command_line(
                     spec, qemu, accelerator.name, fds, verbose=verbose, steady_tsc=steady
                 )
-                process = await spawn(
+                process = await sandbox.spawn(
                     argv,
+                    need_of(spec, accelerator.name),
                     stdout=log_fd,
                     stderr=log_fd,
                     pass_fds=(fds.qmp, fds.agent, fds.console),
@@ -137,6 +144,10 @@ class Vmm:
             os.close(log_fd)
         vmm = cls(spec.name, process, paths, executor, on_event)
         try:
+            if sandbox.cgroup is not None:
+                vmm._group = await loop.run_in_executor(
+                    executor, _limit, spec, sandbox.cgroup, process
+                )
             _set_oom_score(process.pid)
             vmm.console = await Console.connect(paths.console_socket, paths.console_log, executor)
             vmm._qmp = await Qmp.connect(paths.qmp_socket, spec.name, vmm._on_event)
@@ -170,6 +181,7 @@ class Vmm:
             return None
         vmm = cls(name, process, paths, executor, on_event)
         try:
+            vmm._group = await asyncio.get_running_loop().run_in_executor(executor, group_of, pid)
             vmm.console = await Console.connect(paths.console_socket, paths.console_log, executor)
             state = await vmm._execute("query-status")
             vmm.paused_by_disk = isinstance(state, dict) and state.get("status") == "io-error"
@@ -276,6 +288,10 @@ class Vmm:
         tail = await asyncio.get_running_loop().run_in_executor(
             self._executor, cappedlog.read_tail, self._paths.vmm_log, _LOG_TAIL
         )
+        if self._group is not None:
+            await asyncio.get_running_loop().run_in_executor(
+                self._executor, remove_group, self._group
+            )
         said = self.console.panic if self.console is not None else None
         panic = said or ("" if self._panicked else None)
         text = tail.decode(errors="replace")
@@ -309,6 +325,8 @@ def _prepare(spec: VmmSpec, paths: MachinePaths) -> int:
     _check_readable(spec.initramfs, "the initramfs")
     if spec.modules is not None:
         _check_readable(spec.modules, "the kernel modules' disk")
+    for path in spec.backing:
+        _check_readable(path, f"the image of machine {spec.name}")
     _check_readable(spec.disk, f"the disk of machine {spec.name}", os.R_OK | os.W_OK)
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -325,6 +343,21 @@ def _prepare(spec: VmmSpec, paths: MachinePaths) -> int:
             next_step="free some disk space" if full else "check its directory",
         ) from error
     return fd
+
+
+def _limit(spec: VmmSpec, parent: Path, process: Process) -> Path:
+    """Put a VMM into a control group of its own; nothing of the guest's memory is there yet."""
+    try:
+        limits = GroupLimits(spec.cpus, spec.memory_bytes)
+        group = make_group(parent, spec.machine_id, limits)
+        monitor = [process.monitor.pid] if isinstance(process, Contained) else []
+        attach(group, *monitor, process.pid)
+    except OSError as error:
+        raise MachineError(
+            f"the VMM of machine {spec.name} cannot be limited: {error.strerror}",
+            next_step="see what this host permits with: vmgr doctor",
+        ) from error
+    return group
 
 
 def _check_readable(path: Path, what: str, mode: int = os.R_OK) -> None:

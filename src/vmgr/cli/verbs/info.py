@@ -59,5 +59,6 @@ def _show(machine: MachineInfo) -> None:
         ("Boot id", machine.boot_id),
         ("VMM", None if vmm is None else f"QEMU {vmm.qemu}, pid {vmm.pid}, {vmm.machine_type}"),
         ("Accelerator", None if vmm is None else vmm.accelerator),
+        ("Sandbox", None if vmm is None else vmm.sandbox),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip
