@@ -6,7 +6,8 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
                                         machines/ID/{machine.json,disk.qcow2,console.log,vmm.log},
                                         crashes/
-    cache/    ~/.cache/vmgr             kernels/, apt/, probes.json (all of it can be rebuilt)
+    cache/    ~/.cache/vmgr             kernels/, apt/, probes.json, templates/KEY/{template.json,
+                                        memory,devices,disk.qcow2} (all of it can be rebuilt)
     data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
@@ -113,6 +114,11 @@ class Paths:
         return self.cache / "apt"
 
     @property
+    def templates(self) -> Path:
+        """Saved machines that others start from."""
+        return self.cache / "templates"
+
+    @property
     def images(self) -> Path:
         return self.data / "images"
 
@@ -136,7 +142,7 @@ class Paths:
             )
         for directory in (
             self.config, self.state, self.cache, self.data, self.runtime,
-            self.machines, self.crashes, self.kernels, self.apt, self.images,
+            self.machines, self.crashes, self.kernels, self.apt, self.templates, self.images,
             self.runtime / "machines",
         ):  # fmt: skip
             ensure_private_directory(directory)

@@ -126,6 +126,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     disk_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
+    cold: bool = False
+    """Its first start is a boot, also where there is a template."""
 
 
 class MachineInfo(Model, frozen=True, kw_only=True):
@@ -149,6 +151,8 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     boot_seconds: float | None
     """From the start of the VMM to the agent's hello, of the latest boot."""
     boot_id: str | None
+    started_from: Literal["boot", "template"] | None = None
+    """Whether it booted or went on where a template of its kind stood; None: it never ran."""
     init: str | None
     vmm: VmmInfo | None
     notes: list[str] = field(default_factory=list)
@@ -291,6 +295,38 @@ class ImageRemoved(Model, frozen=True, kw_only=True):
 
     removed: list[str]
     freed_bytes: int
+
+
+class TemplateInfo(Model, frozen=True, kw_only=True):
+    """A saved machine, fully booted, from which machines of its kind start."""
+
+    key: str
+    image: str
+    image_digest: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    qemu: str
+    accelerator: str
+    created_at: float
+    used_at: float
+    size_bytes: int
+    """What it takes on the host's disk."""
+
+
+class TemplatesRemoved(Model, frozen=True, kw_only=True):
+    """What removing templates did."""
+
+    removed: list[str]
+    """Their keys."""
+    freed_bytes: int
+
+
+class StartMachine(Model, frozen=True, kw_only=True):
+    """How a machine is started."""
+
+    cold: bool = False
+    """Boot it, also where it could start from a template."""
 
 
 class Check(Model, frozen=True, kw_only=True):

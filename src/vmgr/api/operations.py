@@ -112,7 +112,8 @@ OPERATIONS: dict[str, Operation] = {
             "POST",
             "/machines/{machine}/start",
             "Start it; answers when ready",
-            response=m.MachineInfo,
+            m.StartMachine,
+            m.MachineInfo,
         ),
         Operation(
             "machine_stop",
@@ -172,6 +173,25 @@ OPERATIONS: dict[str, Operation] = {
         ),
         Operation(
             "run", "GET", "/run", "Run a command in a fresh machine, then remove it", stream="job"
+        ),
+        Operation(
+            "template_list", "GET", "/templates", "All templates", response=list[m.TemplateInfo]
+        ),
+        Operation(
+            "template_build",
+            "GET",
+            "/templates/build",
+            "Build the template of machines of one kind",
+            m.CreateMachine,
+            m.TemplateInfo,
+            stream="image",
+        ),
+        Operation(
+            "template_remove",
+            "DELETE",
+            "/templates/{template}",
+            "Remove templates whose keys begin so",
+            response=m.TemplatesRemoved,
         ),
         Operation("image_list", "GET", "/images", "All images", response=list[m.ImageInfo]),
         Operation("image_info", "GET", "/images/{image}", "One image", response=m.ImageInfo),

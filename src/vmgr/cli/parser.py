@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parser",
+    "cold_option",
     "command_of",
     "environment",
     "machine_argument",
@@ -125,6 +126,13 @@ def machine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--disk", type=machine_size, metavar="SIZE", help="the disk's size, like 20G"
+    )
+
+
+def cold_option(parser: argparse.ArgumentParser) -> None:
+    """Declare that a start is to be a boot."""
+    parser.add_argument(
+        "--cold", action="store_true", help="boot, also where it could start from a template"
     )
 
 

@@ -17,7 +17,7 @@ from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
 from vmgr.client.jobstream import JobStream
-from vmgr.client.sync import event_of, image_message, interrupted, log_data, silent
+from vmgr.client.sync import event_of, interrupted, log_data, silent, work_message
 from vmgr.client.websocket import Stream
 from vmgr.errors import HelperUnavailableError
 from vmgr.paths import Paths
@@ -142,9 +142,11 @@ class AsyncClient:
             m.MachineRemoved, "machine_remove", {"machine": machine}, query={"force": force}
         )
 
-    async def machine_start(self, machine: str) -> m.MachineInfo:
+    async def machine_start(self, machine: str, how: m.StartMachine | None = None) -> m.MachineInfo:
         """Start a machine; returns when commands can run in it."""
-        return await self._call(m.MachineInfo, "machine_start", {"machine": machine})
+        return await self._call(
+            m.MachineInfo, "machine_start", {"machine": machine}, body=how or m.StartMachine()
+        )
 
     async def machine_stop(self, machine: str, how: m.StopMachine | None = None) -> m.StopReport:
         """Stop a machine in an orderly way, and by force where that fails."""
@@ -183,6 +185,14 @@ class AsyncClient:
         await self._call(type(None), "job_forget", {"machine": machine, "job": job})
 
     # -- images ------------------------------------------------------------------------------------
+    async def template_list(self) -> list[m.TemplateInfo]:
+        """All templates, the one used last first."""
+        return await self._call(list[m.TemplateInfo], "template_list")
+
+    async def template_remove(self, template: str) -> m.TemplatesRemoved:
+        """Remove the templates whose keys begin so; machines that run go on."""
+        return await self._call(m.TemplatesRemoved, "template_remove", {"template": template})
+
     async def image_list(self) -> list[m.ImageInfo]:
         """All images."""
         return await self._call(list[m.ImageInfo], "image_list")
@@ -247,13 +257,19 @@ class AsyncClient:
         self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None
     ) -> m.ImageInfo:
         """Build an image from a recipe."""
-        return await self._image_work("image_build", build, on_progress)
+        return await self._work(m.ImageInfo, "image_build", build, on_progress)
+
+    async def template_build(
+        self, machine: m.CreateMachine, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.TemplateInfo:
+        """Build the template that machines like this one start from."""
+        return await self._work(m.TemplateInfo, "template_build", machine, on_progress)
 
     async def image_import(
         self, source: m.ImageImport, on_progress: Callable[[s.Progress], None] | None = None
     ) -> m.ImageInfo:
         """Make an image from a root file system tarball on this host."""
-        return await self._image_work("image_import", source, on_progress)
+        return await self._work(m.ImageInfo, "image_import", source, on_progress)
 
     # -- machinery -------------------------------------------------------------------------------
     async def _connect(self) -> socket.socket:
@@ -332,16 +348,17 @@ class AsyncClient:
                 with contextlib.suppress(OSError):  # it closed first, or takes no more now
                     connection.send(stream.take_outgoing())
 
-    async def _image_work(
+    async def _work(
         self,
+        kind: type[T],
         operation: str,
         request: msgspec.Struct,
         on_progress: Callable[[s.Progress], None] | None,
-    ) -> m.ImageInfo:
+    ) -> T:
         async with contextlib.aclosing(self._stream(operation, {}, first=request)) as messages:
             async for message in messages:
-                done = image_message(message)
-                if isinstance(done, m.ImageInfo):
+                done = work_message(message, kind)
+                if not isinstance(done, s.Progress):
                     return done
                 if on_progress is not None:
                     on_progress(done)

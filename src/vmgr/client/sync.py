@@ -141,9 +141,11 @@ class Client:
             m.MachineRemoved, "machine_remove", {"machine": machine}, query={"force": force}
         )
 
-    def machine_start(self, machine: str) -> m.MachineInfo:
+    def machine_start(self, machine: str, how: m.StartMachine | None = None) -> m.MachineInfo:
         """Start a machine; returns when commands can run in it."""
-        return self._call(m.MachineInfo, "machine_start", {"machine": machine})
+        return self._call(
+            m.MachineInfo, "machine_start", {"machine": machine}, body=how or m.StartMachine()
+        )
 
     def machine_stop(self, machine: str, how: m.StopMachine | None = None) -> m.StopReport:
         """Stop a machine in an orderly way, and by force where that fails."""
@@ -180,6 +182,14 @@ class Client:
         self._call(type(None), "job_forget", {"machine": machine, "job": job})
 
     # -- images ------------------------------------------------------------------------------------
+    def template_list(self) -> list[m.TemplateInfo]:
+        """All templates, the one used last first."""
+        return self._call(list[m.TemplateInfo], "template_list")
+
+    def template_remove(self, template: str) -> m.TemplatesRemoved:
+        """Remove the templates whose keys begin so; machines that run go on."""
+        return self._call(m.TemplatesRemoved, "template_remove", {"template": template})
+
     def image_list(self) -> list[m.ImageInfo]:
         """All images."""
         return self._call(list[m.ImageInfo], "image_list")
@@ -236,13 +246,19 @@ class Client:
         self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None
     ) -> m.ImageInfo:
         """Build an image from a recipe."""
-        return self._image_work("image_build", build, on_progress)
+        return self._work(m.ImageInfo, "image_build", build, on_progress)
+
+    def template_build(
+        self, machine: m.CreateMachine, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.TemplateInfo:
+        """Build the template that machines like this one start from."""
+        return self._work(m.TemplateInfo, "template_build", machine, on_progress)
 
     def image_import(
         self, source: m.ImageImport, on_progress: Callable[[s.Progress], None] | None = None
     ) -> m.ImageInfo:
         """Make an image from a root file system tarball on this host."""
-        return self._image_work("image_import", source, on_progress)
+        return self._work(m.ImageInfo, "image_import", source, on_progress)
 
     # -- machinery -------------------------------------------------------------------------------
     def _connect(self) -> socket.socket:
@@ -321,15 +337,16 @@ class Client:
                 with contextlib.suppress(OSError):  # it closed first
                     connection.sendall(stream.take_outgoing())
 
-    def _image_work(
+    def _work(
         self,
+        kind: type[T],
         operation: str,
         request: msgspec.Struct,
         on_progress: Callable[[s.Progress], None] | None,
-    ) -> m.ImageInfo:
+    ) -> T:
         for message in self._stream(operation, {}, first=request):
-            done = image_message(message)
-            if isinstance(done, m.ImageInfo):
+            done = work_message(message, kind)
+            if not isinstance(done, s.Progress):
                 return done
             if on_progress is not None:
                 on_progress(done)
@@ -372,14 +389,14 @@ def event_of(message: str | bytes) -> m.Event:
         raise _unexpected(message) from None
 
 
-def image_message(message: str | bytes) -> s.Progress | m.ImageInfo:
+def work_message(message: str | bytes, kind: type[T]) -> s.Progress | T:
     """What a message on an image stream says: how far it is, or the image."""
     try:
         decoded = s.decode_from_helper(message)
         if isinstance(decoded, s.Progress):
             return decoded
         if isinstance(decoded, s.Done):
-            return msgspec.convert(decoded.result, m.ImageInfo)
+            return msgspec.convert(decoded.result, kind)
     except msgspec.MsgspecError:
         pass
     raise _unexpected(message)

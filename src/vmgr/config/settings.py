@@ -244,6 +244,10 @@ _TABLE: Final = (
             "Seconds a machine gets after its power button was pressed; 0: not pressed"),
     Setting("stop.agent_timeout", Duration(), lambda: 30.0,
             "Seconds a machine gets to power off in an orderly way; 0: not asked"),
+    Setting("template.max", Count(0, 64), lambda: 4,
+            "How many templates are kept; 0: machines always boot"),
+    Setting("template.space", Size(64 * MIB), lambda: 4 * GIB,
+            "Disk space that templates may take"),
 )  # fmt: skip
 
 SETTINGS: Final = {setting.key: setting for setting in _TABLE}

@@ -115,7 +115,7 @@ class Api(Streaming):
         return await self._helper.machines.remove(call.path["machine"], force=call.query["force"])
 
     async def machine_start(self, call: Call) -> m.MachineInfo:
-        await self._helper.machines.start(call.path["machine"])
+        await self._helper.machines.start(call.path["machine"], cold=call.body.cold)
         return await self._helper.machines.info(call.path["machine"])
 
     async def machine_stop(self, call: Call) -> m.StopReport:
@@ -140,6 +140,14 @@ class Api(Streaming):
 
     async def job_forget(self, call: Call) -> None:
         await (await self._channel(call)).forget(job_number(call))
+
+    # -- templates ----------------------------------------------------------------------------
+
+    async def template_list(self, _call: Call) -> list[m.TemplateInfo]:
+        return await self._helper.templates.infos()
+
+    async def template_remove(self, call: Call) -> m.TemplatesRemoved:
+        return await self._helper.templates.remove(call.path["template"])
 
     # -- images -------------------------------------------------------------------------------
 

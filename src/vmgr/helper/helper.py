@@ -20,6 +20,7 @@ from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
+from vmgr.helper.templates import Templates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ class Helper:
         self._notices: list[str] = []
         services = Services(paths, self.executors, self.store, self.events)
         self.machines = Machines(services, self.tasks, self)
+        self.templates = Templates(services, self.watchers, self)
         self.images = ImageService(services, find_agent, self.machines.image_users)
 
     async def start(self) -> None:
@@ -67,6 +69,7 @@ class Helper:
         """
         await self.executors.in_store(self.store.open)
         await self.images.reconcile()
+        await self.templates.reconcile()
         await self.machines.reconcile()
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
@@ -88,6 +91,7 @@ class Helper:
         await self.tasks.finish(TASKS_DEADLINE)
         await self.watchers.finish(0)
         await self.machines.let_go()
+        self.templates.close()
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
 

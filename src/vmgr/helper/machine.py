@@ -64,6 +64,7 @@ class Machine:
         self.adopted = asyncio.Event()
         """Clear while a new helper is taking the machine over."""
         self.adopted.set()
+        self._greeting: AgentHello | None = None
         self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
@@ -137,7 +138,14 @@ class Machine:
     def connected(self, channel: AgentChannel, hello: AgentHello) -> None:
         """The agent has said hello."""
         self.channel = channel
+        self._greeting = hello
         self._uptime = (time.monotonic_ns(), hello.uptime_ns)
+
+    @property
+    def greeting(self) -> AgentHello:
+        """The agent's latest hello; there has been one."""
+        assert self._greeting is not None  # noqa: S101 (asked for only once it is connected)
+        return self._greeting
 
     def guest_uptime_ns(self) -> int:
         """About how long the machine has been up, by its own clock (CLOCK_BOOTTIME)."""
@@ -194,6 +202,7 @@ class Machine:
             started_at=row.started_at if not self.stopped.is_set() else None,
             boot_seconds=row.boot_seconds,
             boot_id=row.boot_id if running else None,
+            started_from=cast("Any", row.started_from),
             init=row.booted_init if running else row.init,
             vmm=vmm,
             notes=_notes(vmm),

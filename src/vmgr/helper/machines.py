@@ -21,7 +21,13 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
-from vmgr.api.models import CreateMachine, MachineInfo, MachineRemoved, StopReport
+from vmgr.api.models import (
+    CreateMachine,
+    MachineInfo,
+    MachineRemoved,
+    StopReport,
+    TemplateInfo,
+)
 from vmgr.errors import (
     ConflictError,
     NotFoundError,
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from vmgr.api.models import ExecSpec, StopMachine
     from vmgr.helper.helper import Helper
     from vmgr.helper.tasks import Tasks
+    from vmgr.image import Image
     from vmgr.vmm import VmmExit
 
     Progress = Callable[[str, float | None], None]
@@ -122,17 +129,35 @@ class Machines:
             UsageError, ResourceError: it cannot be as asked.
         """
         name = self._free_name(request.name)
-        config = await self._helper.settings()
-        memory = request.memory_bytes or int(config.get("machine.memory"))
-        self._check_memory(memory)
-        reference = request.image or str(config.get("image.default"))
-        image = await self._helper.images.resolve(reference)
+        row, image = await self._row(request, name)
         if name in self._machines:  # meanwhile
             raise _taken(name)
         if len(self._machines) >= MAX_MACHINES:
             raise ResourceError(
                 f"there are {MAX_MACHINES} machines already", next_step="remove some with: vmgr rm"
             )
+        machine = Machine(self._services, row)
+        self._machines[name] = machine
+        async with machine.lock:
+            try:
+                await machine.save()
+                await self._services.executors.in_files(
+                    machine.paths.state.mkdir, mode=0o700, parents=True
+                )
+                template = await self._make_disk(machine, image)
+                await machine.move("created", template=template)
+            except BaseException:
+                await asyncio.shield(self._forget(machine))
+                raise
+        return machine
+
+    async def _row(self, request: CreateMachine, name: str) -> tuple[MachineRow, Image]:
+        """What a new machine is to be, and its image."""
+        config = await self._helper.settings()
+        memory = request.memory_bytes or int(config.get("machine.memory"))
+        self._check_memory(memory)
+        reference = request.image or str(config.get("image.default"))
+        image = await self._helper.images.resolve(reference)
         row = MachineRow(
             id=secrets.token_hex(6),
             name=name,
@@ -146,25 +171,40 @@ class Machines:
             memory_bytes=memory,
             disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
             ephemeral=request.ephemeral,
+            pristine=True,
+            cold=request.cold,
             created_at=time.time(),
         )
         self._check_cpus(row.cpus)
-        machine = Machine(self._services, row)
-        self._machines[name] = machine
-        async with machine.lock:
-            try:
-                await machine.save()
-                await self._services.executors.in_files(
-                    machine.paths.state.mkdir, mode=0o700, parents=True
-                )
-                await create_disk(
-                    image, machine.paths.disk, row.disk_bytes, self._services.executors.files
-                )
-                await machine.move("created")
-            except BaseException:
-                await asyncio.shield(self._forget(machine))
-                raise
-        return machine
+        return row, image
+
+    async def build_template(self, request: CreateMachine, progress: Progress) -> TemplateInfo:
+        """Build the template that machines like this start from; a missing image first.
+
+        Raises:
+            VmgrError: it could not be built.
+        """
+        config = await self._helper.settings()
+        await self._helper.images.ensure(
+            request.image or str(config.get("image.default")), progress
+        )
+        row, _ = await self._row(request, "template")
+        return await self._helper.templates.build(row, progress)
+
+    async def _make_disk(self, machine: Machine, image: Image) -> str | None:
+        """Make a new machine's disk; gives the id of the template that it is a copy of."""
+        row = machine.row
+        ready = None if row.cold else await self._helper.templates.find(row)
+        if ready is None:
+            await create_disk(
+                image, machine.paths.disk, row.disk_bytes, self._services.executors.files
+            )
+            return None
+        try:
+            await self._helper.templates.copy_disk(ready, machine.paths.disk)
+        finally:
+            ready.close()
+        return ready.template.record.id
 
     def _free_name(self, wanted: str | None) -> str:
         if wanted is None:
@@ -194,8 +234,13 @@ class Machines:
 
     # -- starting, stopping ------------------------------------------------------------------
 
-    async def start(self, name: str, progress: Progress = no_progress) -> Machine:
+    async def start(
+        self, name: str, progress: Progress = no_progress, *, cold: bool = False
+    ) -> Machine:
         """Start a machine and wait until it is ready; one that runs is left as it is.
+
+        Args:
+            cold: boot it, also where it could start from a template.
 
         Raises:
             WrongStateError: it is being removed, say.
@@ -206,7 +251,7 @@ class Machines:
             if machine.status == "running":
                 return machine
             machine.require("start")
-            await self.engine.boot(machine, progress)
+            await self.engine.start(machine, progress, cold=cold)
         return machine
 
     async def stop(self, name: str, request: StopMachine) -> StopReport:

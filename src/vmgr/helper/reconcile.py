@@ -60,6 +60,7 @@ async def reconcile(
     files = services.executors.in_files
     vmms = await files(_find_vmms, services.paths.machines)
     boot_id = await files(host_boot_id)
+    await _end_builders(services)
     for machine in machines:
         row = machine.row
         pid = vmms.pop(row.id, None)
@@ -94,6 +95,14 @@ async def reconcile(
     for line in await files(_remove_strays, services.paths.machines, known):
         log.info("removed residue: %s", line)
     await files(_remove_strays, services.paths.runtime / "machines", known)
+
+
+async def _end_builders(services: Services) -> None:
+    """End the VMMs that templates were being built with: nobody saves them any more."""
+    found = await services.executors.in_files(_find_vmms, services.paths.templates)
+    for pid in found.values():
+        log.info("ending a VMM (pid %d) that a template was being built with", pid)
+        await _end(pid)
 
 
 async def _adopt(machine: Machine, engine: Engine) -> None:

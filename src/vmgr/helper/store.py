@@ -66,6 +66,13 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     qemu: str | None = None
     machine_type: str | None = None
     sandbox: str | None = None
+    pristine: bool = False
+    """It was never started: its disk is as its image, or as `template`."""
+    template: str | None = None
+    """The id of the template whose disk it has."""
+    cold: bool = False
+    """Its first start is to be a boot."""
+    started_from: str | None = None
     resync_keys: list[bytes] = []
     """Markers that the agent may hold, oldest first (see `vmgr.agent.keys`)."""
 

@@ -102,10 +102,20 @@ class Streaming:
                 socket, lambda progress: self._helper.images.import_tarball(request, progress)
             )
 
+    async def template_build(self, _call: Call, socket: web.WebSocketResponse) -> None:
+        async with self._reporting(socket):
+            request = await _first(socket, m.CreateMachine)
+            await self._image_work(
+                socket, lambda progress: self._helper.machines.build_template(request, progress)
+            )
+
     async def _image_work(
         self,
         socket: web.WebSocketResponse,
-        work: Callable[[Callable[[str, float | None], None]], Coroutine[Any, Any, m.ImageInfo]],
+        work: Callable[
+            [Callable[[str, float | None], None]],
+            Coroutine[Any, Any, m.ImageInfo | m.TemplateInfo],
+        ],
     ) -> None:
         async with progress_to(socket) as progress:
             info = await while_connected(socket, work(progress))

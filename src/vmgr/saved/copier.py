@@ -1,8 +1,8 @@
 """A program of its own that moves guests' memory between a VMM and files.
 
 The helper neither maps nor holds what is in a machine's memory: this short-lived process does the
-copying, with fds that the helper opened and gave it, and nothing else. It is run as a script with an
-isolated interpreter, so it imports only the standard library and starts in a few milliseconds.
+copying, with fds that the helper opened and gave it, and nothing else. It is run as a script with
+an isolated interpreter, so it imports only the standard library and starts in a few milliseconds.
 
     copier.py save RAM MEM PAGEMAP OUT START SIZE PRIVATE
         the memory of a VMM, in two steps: what cannot change any more is copied at once; the rest
@@ -12,9 +12,9 @@ isolated interpreter, so it imports only the standard library and starts in a fe
     copier.py check FROM
         only its checksum. Says `done BYTES CHECKSUM`.
 
-Upper-case words are numbers: fds, the address and size of the guest's memory in the VMM in bytes, and
-whether the mapping is private (1) to the VMM or shared (0). Files stay sparse: pages that nobody has
-touched are holes in all of them.
+Upper-case words are numbers: fds, the address and size of the guest's memory in the VMM in bytes,
+and whether the mapping is private (1) to the VMM or shared (0). Files stay sparse: pages that
+nobody has touched are holes in all of them.
 
 Formats: /proc/PID/pagemap is described in Documentation/admin-guide/mm/pagemap.rst of Linux.
 """
@@ -94,8 +94,9 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def save(ram: int, mem: int, pagemap: int, out: int, start: int, size: int, private: int) -> None:
+def save(*arguments: int) -> None:
     """See the module's description."""
+    ram, mem, pagemap, out, start, size, private = arguments
     os.ftruncate(out, size)
     total = 0
     if private:

@@ -1,8 +1,8 @@
 """Saving a VMM that goes on, or ends, afterwards: its memory and its devices, of one moment.
 
 The order keeps the machine's pause short: the copier is started, and has copied what can no longer
-change, before the machine is stopped; then the device state (a few milliseconds) and the memory that
-the machine has changed; then it may go on.
+change, before the machine is stopped; then the device state (a few milliseconds) and the memory
+that the machine has changed; then it may go on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from vmgr.errors import StateError
 from vmgr.saved.memory import GuestMemory, copier_command, outcome
@@ -55,7 +55,7 @@ class Saver:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._go = -1
 
-    async def __aenter__(self) -> Saver:
+    async def __aenter__(self) -> Self:
         """Start copying; returns when only what the machine may still change is left.
 
         Raises:
@@ -158,5 +158,3 @@ async def _lines(fd: int) -> AsyncIterator[str]:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-
-

@@ -2,7 +2,7 @@
 
 from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
-from vmgr.vmm.commandline import VmmSpec
+from vmgr.vmm.commandline import Restore, SocketFds, VmmSpec, command_line
 from vmgr.vmm.exit import VmmExit
 from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
@@ -17,6 +17,8 @@ __all__ = [
     "Booted",
     "ProbeCache",
     "Qemu",
+    "Restore",
+    "SocketFds",
     "StopDeadlines",
     "Vmm",
     "VmmExit",
@@ -24,6 +26,7 @@ __all__ = [
     "available_memory",
     "boot",
     "check_memory",
+    "command_line",
     "find_qemu",
     "orderly_stop",
     "probe_accelerator",

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from vmgr.vmm.options import Value
     from vmgr.vmm.qemu import Qemu
 
-__all__ = ["AGENT_PORT", "SANDBOX", "SocketFds", "VmmSpec", "command_line", "kernel_command_line"]
+__all__ = [
+    "AGENT_PORT",
+    "SANDBOX",
+    "Restore",
+    "SocketFds",
+    "VmmSpec",
+    "command_line",
+    "kernel_command_line",
+]
 
 AcceleratorName = Literal["kvm", "tcg"]
 
@@ -40,6 +48,16 @@ _TRANSLATION_BUFFER_MIB: Final = 256
 # feature is detected, set up and saved by emulated code. RDRAND seeds the guest's kernel.
 _EMULATED_CPU: Final = "Nehalem,+rdrand"
 _HOST_CPU: Final = "host,migratable=off"
+
+
+@dataclass(frozen=True)
+class Restore:
+    """A saved machine that a VMM takes up instead of booting one."""
+
+    memory: int
+    """fd of its memory: a file that the VMM maps privately, so it is never written to."""
+    devices: bytes
+    """The state of its devices, as the VMM that saved it wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +82,8 @@ class VmmSpec:
     """The program that becomes PID 1; None: the agent stays it."""
     kernel_parameters: tuple[str, ...] = ()
     """Further ones; they come last, so they win."""
+    restore: Restore | None = None
+    """None: it boots."""
     generation: uuid.UUID = field(default_factory=uuid.uuid4)
     """Another one tells the guest's kernel that its random state may be known to others
     (VMGENID)."""
@@ -76,6 +96,8 @@ class SocketFds:
     qmp: int
     agent: int
     console: int
+    devices: int | None = None
+    """Where the state of a restored machine's devices comes from: the reading end of a pipe."""
 
 
 def kernel_command_line(
@@ -153,9 +175,31 @@ def command_line(
         *_channels(sockets),
         *_disks(spec),
         *_entropy(spec),
-        "-kernel", plain_value(str(spec.kernel)),
-        "-initrd", plain_value(str(spec.initramfs)),
-        "-append", kernel_command_line(spec, accelerator, verbose=verbose, steady_tsc=steady_tsc),
+        *_beginning(spec, accelerator, sockets, verbose=verbose, steady_tsc=steady_tsc),
+    ]  # fmt: skip
+
+
+def _beginning(
+    spec: VmmSpec,
+    accelerator: AcceleratorName,
+    sockets: SocketFds,
+    *,
+    verbose: bool,
+    steady_tsc: bool,
+) -> list[str]:
+    """What the machine begins with: a kernel, or where another one stood still."""
+    if spec.restore is None:
+        return [
+            "-kernel", plain_value(str(spec.kernel)),
+            "-initrd", plain_value(str(spec.initramfs)),
+            "-append",
+            kernel_command_line(spec, accelerator, verbose=verbose, steady_tsc=steady_tsc),
+        ]  # fmt: skip
+    # What is written by `xen-save-devices-state` has no section that names the machine type; we
+    # keep that beside it ourselves. A kernel is not needed: a reset ends the VMM.
+    return [
+        "-global", option("migration.send-configuration=off"),
+        "-incoming", f"fd:{sockets.devices}",
     ]  # fmt: skip
 
 
@@ -171,16 +215,30 @@ def _board(spec: VmmSpec, qemu: Qemu, accelerator: AcceleratorName) -> list[str]
         hpet=False,  # an emulated read is slow, and the kernel would prefer it to better clocks
         dump_guest_core=False,
         mem_merge=False,  # merging pages tells one machine what another holds
+        # Saved devices come without the description that a whole migration ends in.
+        suppress_vmdesc=None if spec.restore is None else True,
     )
-    memory = option(
-        "memory-backend-memfd",
-        id="ram",
-        size=spec.memory_bytes,
-        share=True,  # so that device processes and templates can map the same memory
-        reserve=True,
-        dump=False,
-        merge=False,
-    )
+    if spec.restore is None:
+        memory = option(
+            "memory-backend-memfd",
+            id="ram",
+            size=spec.memory_bytes,
+            share=True,  # so that device processes can map the same memory
+            reserve=True,
+            dump=False,
+            merge=False,
+        )
+    else:
+        memory = option(
+            "memory-backend-file",
+            id="ram",
+            size=spec.memory_bytes,
+            mem_path=f"/proc/self/fd/{spec.restore.memory}",
+            share=False,
+            reserve=True,
+            dump=False,
+            merge=False,
+        )
     if accelerator == "kvm":
         accel, cpu = "kvm", _HOST_CPU
     else:

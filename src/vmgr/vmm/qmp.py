@@ -17,7 +17,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from vmgr.errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from qemu.qmp.message import Message
@@ -114,6 +114,27 @@ class Qmp:
             raise MachineError(
                 f"the VMM of machine {self._name} is gone", details={"command": command}
             ) from error
+
+    @contextlib.asynccontextmanager
+    async def lent(self, fd: int) -> AsyncIterator[str]:
+        """Lend the VMM an open file: the name under which its commands can open it.
+
+        Raises:
+            MachineError: the VMM does not take it.
+        """
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
+            raise MachineError(f"the VMM of machine {self._name} is gone") from error
+        added = await self.execute("add-fd")
+        number = added.get("fdset-id") if isinstance(added, dict) else None
+        if not isinstance(number, int):
+            raise MachineError(f"the VMM of machine {self._name} does not take a file")
+        try:
+            yield f"/dev/fdset/{number}"
+        finally:
+            with contextlib.suppress(MachineError):  # it may be gone, and the file with it
+                await self.execute("remove-fd", {"fdset-id": number})
 
     async def close(self) -> None:
         """Disconnect; the VMM goes on."""

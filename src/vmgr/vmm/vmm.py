@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vmgr.paths import MachinePaths
     from vmgr.sandbox import Sandbox
     from vmgr.vmm.accelerator import Accelerator
-    from vmgr.vmm.commandline import VmmSpec
+    from vmgr.vmm.commandline import SocketFds, VmmSpec
     from vmgr.vmm.qemu import Qemu
 
     EventCallback = Callable[[str, Mapping[str, Any]], None]
@@ -51,6 +52,8 @@ _LAST_WORDS: Final = 2.0  # seconds for what is still in the sockets of a VMM th
 _TERM_WAIT: Final = 3.0  # seconds in which QEMU writes back what it holds of the disk
 # When memory runs out, a machine goes before the helper and the person's desktop.
 _OOM_SCORE_ADJ: Final = 300
+_BACKGROUND_NICE: Final = 15
+_SAVE_DEADLINE: Final = 30.0  # seconds; it takes milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +106,9 @@ class Vmm:
         sandbox: Sandbox,
         on_event: EventCallback | None = None,
         verbose: bool = False,
+        background: bool = False,
     ) -> Vmm:
-        """Start a VMM; its machine begins to boot.
+        """Start a VMM; its machine begins to boot, or goes on where a saved one stood still.
 
         Args:
             paths: the machine's files; its state directory exists.
@@ -112,6 +116,7 @@ class Vmm:
             sandbox: what it is locked into.
             on_event: called on the loop with QMP events; must not raise.
             verbose: let the guest's kernel tell each step of its boot.
+            background: nobody waits for it, so it makes way for others.
 
         Raises:
             ResourceError: the host has not the memory.
@@ -123,8 +128,14 @@ class Vmm:
         log_fd = await loop.run_in_executor(executor, _prepare, spec, paths)
         steady = await loop.run_in_executor(executor, host_tsc_is_steady)
         try:
-            with listening(paths) as sockets:
+            with listening(paths) as sockets, contextlib.ExitStack() as pipe:
                 fds = sockets.fds
+                if spec.restore is not None:
+                    read, write = os.pipe2(os.O_CLOEXEC)
+                    pipe.callback(os.close, read)
+                    fds = dataclasses.replace(fds, devices=read)
+                    # For as long as the VMM takes to read it; a VMM that ends, ends it.
+                    loop.run_in_executor(executor, _feed, write, spec.restore.devices)
                 argv = command_line(
                     spec, qemu, accelerator.name, fds, verbose=verbose, steady_tsc=steady
                 )
@@ -133,7 +144,7 @@ class Vmm:
                     need_of(spec, accelerator.name),
                     stdout=log_fd,
                     stderr=log_fd,
-                    pass_fds=(fds.qmp, fds.agent, fds.console),
+                    pass_fds=_passed(spec, fds),
                 )
         except OSError as error:
             raise MachineError(
@@ -148,7 +159,7 @@ class Vmm:
                 vmm._group = await loop.run_in_executor(
                     executor, _limit, spec, sandbox.cgroup, process
                 )
-            _set_oom_score(process.pid)
+            _set_priority(process.pid, background=background)
             vmm.console = await Console.connect(paths.console_socket, paths.console_log, executor)
             vmm._qmp = await Qmp.connect(paths.qmp_socket, spec.name, vmm._on_event)
         except BaseException as error:
@@ -211,8 +222,34 @@ class Vmm:
         """
         await self._execute("system_powerdown")
 
+    async def pause(self) -> None:
+        """Let the machine stand still; all that it has written is in its disk's file then.
+
+        Raises:
+            MachineError: the VMM does not take the command.
+        """
+        await self._execute("stop")
+
+    async def save_devices(self, fd: int) -> None:
+        """Write the state of a paused machine's devices (not its memory) to a file.
+
+        Args:
+            fd: of an empty file, open only for writing.
+
+        Raises:
+            MachineError: the VMM does not take the command, or cannot write.
+        """
+        # Not a migration: that would write the memory as well where it is mapped privately. The
+        # command is documented for everyone, whatever its name says.
+        qmp = await self._connected()
+        async with qmp.lent(fd) as name:
+            await qmp.execute(
+                "xen-save-devices-state", {"filename": name, "live": False},
+                deadline=_SAVE_DEADLINE,
+            )  # fmt: skip
+
     async def resume(self) -> None:
-        """Let a machine go on that stands still since the host's disk was full.
+        """Let a machine go on that stands still: paused, or since the host's disk was full.
 
         Raises:
             MachineError: the VMM does not take the command.
@@ -248,10 +285,13 @@ class Vmm:
 
     async def _execute(self, command: str) -> Any:
         """Run a command, connecting again where the connection has ended but the VMM has not."""
+        return await (await self._connected()).execute(command)
+
+    async def _connected(self) -> Qmp:
         async with self._qmp_lock:
             if self._qmp is None or self._qmp.closed.is_set():
                 self._qmp = await Qmp.connect(self._paths.qmp_socket, self.name, self._on_event)
-        return await self._qmp.execute(command)
+            return self._qmp
 
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
@@ -376,7 +416,29 @@ def _check_readable(path: Path, what: str, mode: int = os.R_OK) -> None:
         )
 
 
-def _set_oom_score(pid: int) -> None:
-    # Raising one's score needs no right, see proc(5); it may also have ended already.
+def _passed(spec: VmmSpec, fds: SocketFds) -> list[int]:
+    """The fds that the VMM gets."""
+    passed = [fds.qmp, fds.agent, fds.console]
+    if spec.restore is not None and fds.devices is not None:
+        passed += [spec.restore.memory, fds.devices]
+    return passed
+
+
+def _feed(fd: int, data: bytes) -> None:
+    """Write `data` to a pipe and close it."""
+    try:
+        with contextlib.suppress(BrokenPipeError):  # its end says why
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+    finally:
+        os.close(fd)
+
+
+def _set_priority(pid: int, *, background: bool) -> None:
+    # Both need no right, see proc(5) and setpriority(2); it may also have ended already. Threads
+    # begin with the priority of the one that starts them, and at this point there is one.
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
+        if background:
+            os.setpriority(os.PRIO_PROCESS, pid, _BACKGROUND_NICE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmgr.api.models import StartMachine
 from vmgr.cli.connection import client
-from vmgr.cli.parser import machine_argument
+from vmgr.cli.parser import cold_option, machine_argument
 from vmgr.cli.several import for_each
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ EXAMPLES = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     machine_argument(parser, many=True)
+    cold_option(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
     helper = client()
-    return for_each(options.names, lambda name: helper.machine_start(name).name)
+    how = StartMachine(cold=options.cold)
+    return for_each(options.names, lambda name: helper.machine_start(name, how).name)
