@@ -38,11 +38,10 @@ def told(body: str) -> list[str]:
     "body",
     [
         "end = time.thread_time() + 0.08\nwhile time.thread_time() < end: pass",
-        "time.sleep(0.001)",
         "sqlite3.connect(':memory:').close()",
         "socket.getaddrinfo('127.0.0.1', 1)",
         "os.listdir('/tmp')",
-        "loop.call_soon(time.sleep, 0.001)\nawait asyncio.sleep(0.01)",
+        "loop.call_soon(os.listdir, '/tmp')\nawait asyncio.sleep(0.01)",
         "shutil.rmtree('/nonexistent', ignore_errors=True)",
     ],
 )

@@ -5,12 +5,12 @@ fail a test whose helper's log has what is told here. Two things are looked for,
 depends on how busy the computer is, as wall-clock time would:
 
 - **CPU time** of the loop's thread in one callback: waiting for a turn on the CPU does not count.
-- **Calls that wait** for a disk, a name server or the clock, on the loop's thread, however quick
-  they were this time: opening a database, resolving names, sleeping, walking and copying trees.
-  Python's audit events tell (sys.addaudithook; "Audit events table" in its documentation).
+- **Calls that wait** for a disk or a name server, on the loop's thread, however quick they were
+  this time: opening a database, resolving names, walking and copying trees. Python's audit events
+  tell (sys.addaudithook; "Audit events table" in its documentation).
 
 What neither sees: a single read or write of a file, which takes no time in tests. Reviews look for
-`in_files`.
+`in_files`. Sleeping is banned from the sources altogether, by tests/test_repository.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def wanted() -> bool:
 def install(limit: float = LIMIT) -> None:
     """Watch the loop that runs in this thread, for as long as the process lives."""
     thread = threading.get_ident()
-    sleep = time.sleep  # of which Python 3.11 has no audit event
     run = asyncio.Handle._run  # noqa: SLF001 (there is no public place between a loop's callbacks)
 
     def timed(handle: asyncio.Handle) -> None:
@@ -63,13 +62,7 @@ def install(limit: float = LIMIT) -> None:
             return
         log.error("%s by %s%r", MESSAGE, event, arguments)
 
-    def slept(seconds: Any) -> None:
-        if threading.get_ident() == thread:
-            log.error("%s by time.sleep(%r)", MESSAGE, seconds)
-        sleep(seconds)
-
     asyncio.Handle._run = timed  # type: ignore  # noqa: PGH003, SLF001
-    time.sleep = slept
     sys.addaudithook(heard)
 
 
