@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmgr.helper.watchdog import MESSAGE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -51,6 +53,7 @@ class Home:
             "XDG_RUNTIME_DIR": str(self.root / "run"),
             "XDG_DATA_HOME": str(self.data),
             "XDG_CACHE_HOME": str(self.cache),
+            "VMGR_LOOP_WATCHDOG": "1",
             **{
                 name: value
                 for name, value in os.environ.items()
@@ -123,6 +126,12 @@ class Home:
         path = self.root / "state/vmgr/helper.log"
         return path.read_text(errors="replace")[-6000:] if path.exists() else "(no helper log)"
 
+    def held_loop(self) -> list[str]:
+        """What the helpers' watchdogs said."""
+        logs = (self.root / "state/vmgr").glob("helper.log*")
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+        return [line for line in lines if MESSAGE in line]
+
     # -- what is left ----------------------------------------------------------------------------
 
     def machine_directories(self) -> list[Path]:
@@ -162,7 +171,10 @@ class Home:
         """End everything; by pid, and only what belongs to this home."""
         for pid in [*self.processes("vmgr.helper"), *self.processes()]:
             kill_and_wait(pid)
+        held = self.held_loop()
         shutil.rmtree(self.root, ignore_errors=True)
+        if held:
+            pytest.fail("process rule 5, see vmgr.helper.watchdog:\n" + "\n".join(held))
 
 
 def program_of(pid: int) -> str:

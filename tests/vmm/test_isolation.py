@@ -15,7 +15,7 @@ from tests.conftest import wait_for_end
 
 from vmgr.errors import MachineError
 from vmgr.sandbox import Need, Sandbox
-from vmgr.spawner import Contained
+from vmgr.spawner import Contained, run
 from vmgr.spawner.process import start_time_of
 from vmgr.vmm import ProbeCache, Qemu, Vmm, VmmSpec, probe_vmm_sandbox
 from vmgr.vmm.isolation import need_of
@@ -83,6 +83,10 @@ def limits(pid: int, name: str) -> list[str]:
     return line.removeprefix(name).split()[:2]
 
 
+def tasks(pid: int) -> list[str]:
+    return [entry.name for entry in Path(f"/proc/{pid}/task").iterdir()]
+
+
 def environment_names(pid: int) -> set[str]:
     return {entry.partition("=")[0] for entry in text(pid, "environ").split("\0")[:-1]}
 
@@ -133,6 +137,10 @@ async def test_a_vmm_has_namespaces_of_its_own_and_no_rights(lab: Lab) -> None:
     assert seen["NSpid"].split() == [str(vmm.pid), "1"]
     assert limits(vmm.pid, "Max core file size") == ["0", "0"]
     assert limits(vmm.pid, "Max open files") == ["4096", "4096"]
+    # The page fault of a guest, and what QEMU reads for it, wait behind what the person does.
+    for task in await asyncio.to_thread(tasks, vmm.pid):
+        told = await run(["ionice", "-p", task])
+        assert told.stdout == b"best-effort: prio 5\n"
     # No name, directory, proxy or token of the person.
     assert environment_names(vmm.pid) <= {"PATH", "LC_ALL", "PWD"}
 

@@ -25,7 +25,7 @@ import msgspec
 
 from vmgr._version import __version__
 from vmgr.errors import ConflictError, StateError, VmgrError
-from vmgr.helper import crash
+from vmgr.helper import crash, watchdog
 from vmgr.helper.context import take_control
 from vmgr.helper.logfile import LogFile
 from vmgr.paths import Paths
@@ -196,6 +196,8 @@ async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
         await helper.start()
         runner = await serve(make_application(Api(helper)), _listen(paths))
         log.info("listening on %s", paths.helper_socket)
+        if watchdog.wanted():
+            watchdog.install()
         ready.done()
         fatal.on_crash = None
         try:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["host_boot_id", "reconcile"]
 
 # What starts a VMM and then turns into it, or waits for it; each has all of its command line.
-_AROUND: Final = frozenset({b"bwrap", b"prlimit", b"setpriv"})
+_AROUND: Final = frozenset({b"bwrap", b"ionice", b"prlimit", b"setpriv"})
 _LIVE: Final = {"starting", "running", "stopping"}
 
 log = logging.getLogger(__name__)

@@ -35,6 +35,7 @@ __all__ = ["LEVELS", "Sandbox"]
 LEVELS: Final[tuple[SandboxLevel, ...]] = get_args(SandboxLevel)
 
 _OPEN_FILES: Final = 4_096  # QEMU uses a few dozen
+_IO_PRIORITY: Final = 5  # after what the person does meanwhile (4), before what is idle
 _TOLD_WITHIN: Final = 30.0  # seconds; bubblewrap tells the pid in its first milliseconds
 _TOLD_MAX: Final = 65_536
 
@@ -96,7 +97,13 @@ class Sandbox:
         env = {"PATH": minimal_environment()["PATH"], "LC_ALL": "C.UTF-8"}
         if self.bubblewrap is None or self.setpriv is None:
             return await spawn(
-                argv, env=env, stdout=stdout, stderr=stderr, pass_fds=pass_fds, limits=limits
+                argv,
+                env=env,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=pass_fds,
+                limits=limits,
+                io_priority=_IO_PRIORITY,
             )
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -107,7 +114,7 @@ class Sandbox:
                 )  # fmt: skip
                 monitor = await spawn(
                     wrapped, env=env, stdout=stdout, stderr=stderr,
-                    pass_fds=(*pass_fds, write), limits=limits,
+                    pass_fds=(*pass_fds, write), limits=limits, io_priority=_IO_PRIORITY,
                 )  # fmt: skip
             finally:
                 os.close(write)

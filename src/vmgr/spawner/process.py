@@ -309,6 +309,7 @@ async def spawn(
     pass_fds: Sequence[int] = (),
     parent_death: Literal["survive", "kill"] = "survive",
     limits: Mapping[str, int] | None = None,
+    io_priority: int | None = None,
 ) -> Process:
     """Start a process.
 
@@ -319,6 +320,7 @@ async def spawn(
         pass_fds: further fds that the child gets under the same numbers.
         parent_death: `kill` ends the process when the helper dies, however it dies. The kernel ties
             this to the *thread* that spawned, so spawning happens on the loop's thread.
+        io_priority: of the class `best-effort`, 0 (first) to 7, see ionice(1); None: ours.
         limits: resource limits by their names in prlimit(1): `core`, `nofile`, …
 
     Raises:
@@ -330,10 +332,12 @@ async def spawn(
     command = [os.fspath(a) for a in argv]
     # By programs of util-linux, which turn into the one wanted: between fork and exec, in a process
     # with threads, nothing of ours may run.
-    if parent_death == "kill" or limits:
+    if parent_death == "kill" or limits or io_priority is not None:
         command[0] = _which(command[0], full.get("PATH", _DEFAULT_PATH))
     if parent_death == "kill":
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    if io_priority is not None:
+        command = ["ionice", "-c", "best-effort", "-n", str(io_priority), *command]
     if limits:
         options = [f"--{name}={value}:{value}" for name, value in limits.items()]
         command = ["prlimit", *options, "--", *command]

@@ -107,7 +107,7 @@ def failure_to_start(name: str, ended: VmmExit) -> VmgrError:
             details=details,
         )
     # What its sandbox says, or the program that QEMU follows in it.
-    locked_out = re.match(r"(bwrap|setpriv|prlimit): ", said)
+    locked_out = re.match(r"(bwrap|ionice|prlimit|setpriv): ", said)
     return MachineError(
         f"the VMM of machine {name} did not start: {said or ended.reason}",
         next_step="see what this host permits with: vmgr doctor"
