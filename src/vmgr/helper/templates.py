@@ -83,6 +83,7 @@ class Templates:
         self._files = TemplateFiles(services.paths.templates, services.executors.files)
         self._loaded: dict[str, Ready] = {}
         self._loading = asyncio.Lock()
+        self._suspect: set[str] = set()
         self._failed: set[str] = set()
         self._building = asyncio.Lock()
         self._shared = SharedWork()
@@ -131,9 +132,16 @@ class Templates:
         await self._files.touch(ready.template)
 
     async def distrust(self, ready: Ready, reason: str) -> None:
-        """A machine did not start from it: it goes, and the next boot makes another."""
+        """A machine did not start from it: it goes, and the next boot makes another, but only once.
+
+        A host on which machines cannot be restored at all would do nothing but build.
+        """
+        key = ready.template.key
+        if key in self._suspect:
+            self._failed.add(key)
+        self._suspect.add(key)
         async with self._loading:
-            await self._discard(ready.template.key, reason)
+            await self._discard(key, reason)
 
     async def _discard(self, key: str, reason: str) -> None:
         log.warning("template %s is removed: %s", key, reason)

@@ -3,7 +3,7 @@
 How it is used, and why:
 
 - A mount namespace that begins empty. Nothing of the host is in it but what `Need` names: no home
-  directory, no /proc, no /sys, no shell.
+  directory, no /proc (unless asked for: then its own), no /sys, no shell.
 - Namespaces of its own for users, processes, IPC, host name, control groups and (unless asked for)
   the network. The user namespace is made for root too: uid 0 in it is nobody on the host.
 - No capabilities, and no new privileges (bubblewrap always sets that).
@@ -70,6 +70,8 @@ def bubblewrap_argv(
         arguments += ["--bind", path, path]
     for path in _outermost((*_DEVICES, *need.devices)):
         arguments += ["--dev-bind", path, path]
+    if need.own_proc:
+        arguments += ["--proc", "/proc"]
     # The root is a file system in memory: what could be written there would be the host's memory.
     arguments += ["--remount-ro", "/", "--chdir", "/"]
     return [*arguments, "--", str(setpriv), "--pdeathsig", "KILL", "--", *argv]

@@ -25,6 +25,9 @@ class Need:
     """Device nodes, such as /dev/kvm."""
     network: bool = False
     """The host's network; without it there is not even a loopback of the host."""
+    own_proc: bool = False
+    """A /proc of its own namespace, with nobody but itself in it: to open what it holds an fd of by
+    a name, /proc/self/fd/N."""
 
     def __add__(self, other: Need) -> Need:
         """What both need."""
@@ -33,4 +36,5 @@ class Need:
             self.writable + other.writable,
             self.devices + other.devices,
             self.network or other.network,
+            self.own_proc or other.own_proc,
         )

@@ -41,7 +41,9 @@ def need_of(spec: VmmSpec, accelerator: AcceleratorName) -> Need:
     if spec.modules is not None:
         read_only.append(spec.modules)
     devices = (KVM,) if accelerator == "kvm" else ()
-    return Need(tuple(read_only), (spec.disk,), devices)
+    # QEMU takes its guest's memory only by a name, and a memfd has none but this.
+    own_proc = spec.restore is not None
+    return Need(tuple(read_only), (spec.disk,), devices, own_proc=own_proc)
 
 
 async def probe_vmm_sandbox(
