@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 from vmgr._version import __version__
@@ -17,6 +18,7 @@ from vmgr.agent import AgentChannel, ExecRequest, TerminalSize
 from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
+from vmgr.helper.plugging import Plugging
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.relay import exit_result
 from vmgr.image import base_of
@@ -82,6 +84,7 @@ class Engine:
         self._on_end = on_end
         self._probes = ProbeCache(services.paths.probes)
         self._host_boot_id: str | None = None
+        self._plugging = Plugging(helper)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class Engine:
 
     # -- booting ----------------------------------------------------------------------------
 
-    async def boot(self, machine: Machine, progress: Progress) -> None:
+    async def boot(self, machine: Machine, progress: Progress) -> None:  # noqa: PLR0915 (one order of steps)
         """Boot a stopped machine and wait until it is ready. The caller holds its lock.
 
         Raises:
@@ -164,10 +167,12 @@ class Engine:
         spec = await self._spec(machine, kernel)
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
-            vmm = await Vmm.start(
-                spec, machine.paths, qemu, accelerator, self._services.executors.files,
-                sandbox=sandbox, verbose=verbose,
-            )  # fmt: skip
+            async with self._plugging.place(machine) as network:
+                vmm = await Vmm.start(
+                    replace(spec, network=network), machine.paths, qemu, accelerator,
+                    self._services.executors.files, sandbox=sandbox,
+                    verbose=verbose,
+                )  # fmt: skip
             machine.vmm = vmm
             try:
                 # Named in the row at once: a helper that dies now must find it.
@@ -209,6 +214,7 @@ class Engine:
                 await channel.configure(
                     hostname=machine.name, entropy=secrets.token_bytes(ENTROPY_BYTES)
                 )
+                await self._plugging.tell(machine, channel)
                 machine.connected(channel, greeting)
                 await machine.move(
                     "ready",
@@ -283,6 +289,7 @@ class Engine:
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
+        await self._plugging.readopt(machine)
         booting = machine.status == "starting"
         deadline = ADOPT_DEADLINE
         if booting:

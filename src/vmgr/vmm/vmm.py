@@ -133,7 +133,7 @@ class Vmm:
                     need_of(spec, accelerator.name),
                     stdout=log_fd,
                     stderr=log_fd,
-                    pass_fds=(fds.qmp, fds.agent, fds.console),
+                    pass_fds=(fds.qmp, fds.agent, fds.console, *_network_fds(spec)),
                 )
         except OSError as error:
             raise MachineError(
@@ -316,6 +316,12 @@ class Vmm:
                     await loop.run_in_executor(self._executor, cappedlog.trim, path)
                 except OSError as error:
                     log.warning("%s cannot be cut: %s", path, error.strerror)
+
+
+def _network_fds(spec: VmmSpec) -> tuple[int, ...]:
+    if spec.network is None or spec.network.tap_fd is None:
+        return ()
+    return (spec.network.tap_fd,)
 
 
 def _prepare(spec: VmmSpec, paths: MachinePaths) -> int:
