@@ -63,7 +63,7 @@ class NetworkedHome(Home):
         return time.time_ns() // 1_000
 
     def wait_for_event(self, kind: str, since: int) -> dict[str, Any]:
-        with self.start("events", "--json", "--since", "0") as following:
+        with self.start("events", "--json", "--since", "0", bufsize=0) as following:
             assert following.stdout is not None
             try:
                 while select.select([following.stdout], [], [], 120)[0]:
