@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boot
+import forwarding
 import helper
 import roundtrip
 import sandbox
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "boot": boot.measure,
     "exec": roundtrip.measure,
+    "forwarding": forwarding.measure,
     "helper": helper.measure,
     "sandbox": sandbox.measure,
 }

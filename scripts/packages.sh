@@ -18,6 +18,8 @@ readonly -a system_needs=(
   'kmod:command depmod'
   'dpkg:command dpkg-deb'
   'util-linux:command setpriv'
+  'slirp4netns:command slirp4netns'
+  'nftables:command nft'
   'ca-certificates:file /etc/ssl/certs/ca-certificates.crt'
 )
 # Debian 12's plain rustc (1.63) is too old; rustc-web is the current one, kept for browsers.

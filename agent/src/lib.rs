@@ -4,6 +4,7 @@
 //! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
 //! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
 //! - Saving a machine and coming back from it: [`still`].
+//! - The machine's network: [`network`], [`netlink`].
 //! - Programs of its own: [`builtins`].
 //! - Being the machine's first process: [`boot`].
 pub mod account;
@@ -19,6 +20,8 @@ pub mod job;
 pub mod launch;
 pub mod machine;
 pub mod mounts;
+pub mod netlink;
+pub mod network;
 pub mod outbox;
 pub mod port;
 pub mod power;

@@ -17,7 +17,7 @@ use crate::launch::{self, Stdio};
 use crate::server::{Server, Target};
 use crate::task;
 use crate::wire::{self, Attach, Exec, Request};
-use crate::{filesystem, pty, still};
+use crate::{filesystem, network, pty, still};
 
 /// Jobs that run at once.
 const MAX_LIVE: usize = 256;
@@ -81,6 +81,13 @@ impl Server {
             Request::Thaw => {
                 still::thaw()?;
                 Ok(Some(Vec::new()))
+            }
+            Request::Network(network) => {
+                let done = network::configure(&network, self.ground.root)?;
+                Ok(Some(vec![
+                    ("interface", done.interface.into()),
+                    ("resolver", done.resolver.into()),
+                ]))
             }
             Request::Grow => {
                 let root = self.ground.root;

@@ -3,10 +3,13 @@
 //! Read and written by hand over `rmpv`: derive macros cannot be built for a static target without
 //! moving the build's output, and what is read here is small and wants exact bounds.
 
+mod networks;
+
 use rmpv::{Value, ValueRef, decode, encode};
 
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
+use crate::network::Network;
 
 /// Versions of the protocol that this agent speaks, best first.
 pub const VERSIONS: [u64; 1] = [1];
@@ -42,6 +45,7 @@ pub enum Request {
     Configure(Configure),
     Freeze,
     Thaw,
+    Network(Network),
     Grow,
     PowerOff { reboot: bool, grace_ms: u64 },
     Sync,
@@ -311,6 +315,7 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
         "configure" => configure(&map).map(Request::Configure),
         "freeze" => Ok(Request::Freeze),
         "thaw" => Ok(Request::Thaw),
+        "network" => networks::network(&map).map(Request::Network),
         "grow" => Ok(Request::Grow),
         "poweroff" => power_off(&map),
         "sync" => Ok(Request::Sync),

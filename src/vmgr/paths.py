@@ -4,12 +4,14 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
 
     config/   ~/.config/vmgr            config.toml
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
+                                        switchboard.log,
                                         machines/ID/{machine.json,disk.qcow2,console.log,vmm.log},
                                         crashes/
     cache/    ~/.cache/vmgr             kernels/, apt/, probes.json, templates/KEY/{template.json,
                                         memory,devices,disk.qcow2} (all of it can be rebuilt)
     data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
-    runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, machines/ID/{qmp,agent,console}.sock
+    runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, switchboard.sock, network.json,
+                                        machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
 
 The runtime directory is short on purpose: a unix socket's address holds 107 bytes.
@@ -126,6 +128,19 @@ class Paths:
     @property
     def helper_socket(self) -> Path:
         return self.runtime / "helper.sock"
+
+    @property
+    def switchboard_socket(self) -> Path:
+        return self.runtime / "switchboard.sock"
+
+    @property
+    def network_record(self) -> Path:
+        """Which processes make the network; found again by the next helper."""
+        return self.runtime / "network.json"
+
+    @property
+    def switchboard_log(self) -> Path:
+        return self.state / "switchboard.log"
 
     def ensure(self) -> None:
         """Make every directory that is missing, 0700.

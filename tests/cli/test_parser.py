@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from vmgr.cli.main import build_parser
-from vmgr.cli.parser import command_of, environment, size, split_command
+from vmgr.cli.parser import command_of, environment, port, size, split_command
 from vmgr.errors import UsageError
 
 
@@ -76,3 +76,24 @@ def test_run_takes_an_image_or_none(
 def test_options_are_not_abbreviated() -> None:
     with pytest.raises(UsageError, match="unknown argument --mem"):
         build_parser("create").parse_args(["--mem", "2G", "--", "web"])
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "host", "guest", "protocol"),
+    [
+        ("8080:80", "127.0.0.1", 8080, 80, "tcp"),
+        ("80", "127.0.0.1", 80, 80, "tcp"),
+        ("0.0.0.0:53:5353/udp", "0.0.0.0", 53, 5353, "udp"),  # noqa: S104
+        ("[::1]:8080:80", "::1", 8080, 80, "tcp"),
+    ],
+)
+def test_ports(text: str, address: str, host: int, guest: int, protocol: str) -> None:
+    read = port(text)
+    assert (read.address, read.host_port, read.guest_port) == (address, host, guest)
+    assert read.protocol == protocol
+
+
+@pytest.mark.parametrize("text", ["", "0:80", "65536:1", "a:b", "80:80/sctp", "::1:80:80", "1:2:3"])
+def test_what_is_no_port(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        port(text)

@@ -272,5 +272,6 @@ def test_fds_and_processes_do_not_grow(home: Home) -> None:
     assert len(open_files(helper)) <= before + 3, open_files(helper)
     assert home.json("jobs", "m") == []
     names = sorted(program_of(pid) for pid in home.processes())
-    assert len(names) == 3, names  # the helper, a VMM and its sandbox's monitor
+    # The helper, a VMM and its sandbox's monitor; where this host permits it, the network's three.
+    assert len(names) <= 6, names
     assert {"bwrap", "qemu-system-x86_64"} < set(names)

@@ -82,7 +82,8 @@ enum Never {}
 unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
     own_file_systems()?;
     let log = |line: &str| Log::Console.line(line);
-    kmods::load(log);
+    kmods::load(kmods::FIRST, log);
+    let network = Aside::start(|| kmods::load(kmods::NETWORK, log));
     let asked = CommandLine::read();
     if let Some(name) = &asked.hostname
         && let Err(errno) = unistd::sethostname(name)
@@ -98,6 +99,7 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
     furnish(&root, !asked.init.is_empty());
     let cgroups = Cgroups::make().map_err(|Trouble(line)| log(&line)).ok();
     modules.wait();
+    network.wait();
     if !asked.init.is_empty() {
         let kept = root.path_of(&modules_directory(&root));
         if let Err(errno) = kept.and_then(|path| systemd::keep_mounted(&root, &path)) {

@@ -14,6 +14,7 @@ from vmgr.agent.messages import (
     ExecRequest,
     JobExit,
     JobRecord,
+    Network,
     TerminalSize,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "JobSink",
     "KeyStore",
     "MemoryKeyStore",
+    "Network",
     "TerminalSize",
 ]

@@ -329,6 +329,10 @@ class AgentChannel:
         """Let processes that `freeze` held go on."""
         await self._ask(m.Thaw(), m.Empty)
 
+    async def network(self, network: m.Network) -> m.Networked:
+        """Make the machine's network device what `network` says; whatever it was before is gone."""
+        return await self._ask(network, m.Networked)
+
     async def grow(self, *, deadline: float | None = None) -> int:
         """Grow the root file system to its disk; gives its size in bytes."""
         return (await self._ask(m.Grow(), m.Grown, deadline)).bytes

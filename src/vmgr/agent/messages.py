@@ -36,6 +36,8 @@ __all__ = [
     "JobList",
     "JobRecord",
     "Jobs",
+    "Network",
+    "Networked",
     "PowerOff",
     "Request",
     "Resize",
@@ -161,6 +163,14 @@ class Clocked(Message, frozen=True):
     stepped_ns: int = 0
 
 
+class Networked(Message, frozen=True):
+    """The network is as asked."""
+
+    interface: Short = ""
+    resolver: bool = False
+    """Whether /etc/resolv.conf says what was asked; False where the machine keeps its own."""
+
+
 class Grown(Message, frozen=True):
     """The root file system's size now."""
 
@@ -277,6 +287,20 @@ class Freeze(Request, frozen=True, kw_only=True, tag="freeze"):
 
 class Thaw(Request, frozen=True, kw_only=True, tag="thaw"):
     """Let processes that were held go on."""
+
+
+class Network(Request, frozen=True, kw_only=True, tag="network"):
+    """What the machine's one network device is to be. Addresses are packed."""
+
+    reply: ClassVar[type[Message]] = Networked
+
+    mac: bytes | None = None
+    addresses: list[bytes] = field(default_factory=list)
+    """Each with one more byte, the length of its prefix."""
+    gateways: list[bytes] = field(default_factory=list)
+    mtu: int | None = None
+    resolvers: list[bytes] = field(default_factory=list)
+    search: list[str] = field(default_factory=list)
 
 
 class Grow(Request, frozen=True, kw_only=True, tag="grow"):

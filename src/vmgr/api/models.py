@@ -35,6 +35,9 @@ __all__ = [
     "MachineInfo",
     "MachineRemoved",
     "MachineStatus",
+    "NetworkAccess",
+    "NetworkInfo",
+    "PortForward",
     "SandboxLevel",
     "SetConfig",
     "StopMachine",
@@ -48,6 +51,7 @@ __all__ = [
 MACHINE_NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SandboxLevel = Literal["filter", "namespaces", "full"]
 """How well a process is locked in, weakest first; see `vmgr.sandbox`."""
+NetworkAccess = Literal["full", "internet", "none"]
 MachineStatus = Literal["creating", "stopped", "starting", "running", "stopping", "removing"]
 
 
@@ -124,10 +128,43 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     cpus: Annotated[int, Meta(ge=1, le=256)] | None = None
     memory_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     disk_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
+    access: NetworkAccess | None = None
+    """What it may reach: everything, the internet alone (not this computer, its LAN or other
+    machines), or nothing; None: as configured, and `internet` for an ephemeral one."""
+    ports: list[PortForward] = field(default_factory=list)
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
     """Its first start is a boot, also where there is a template."""
+
+
+class PortForward(Model, frozen=True, kw_only=True):
+    """A port of this computer that leads into a machine."""
+
+    host_port: Annotated[int, Meta(ge=1, le=65535)]
+    guest_port: Annotated[int, Meta(ge=1, le=65535)]
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: str = "127.0.0.1"
+    """Where it listens. 127.0.0.1 means ::1 as well; others than loopback can be reached by all
+    who reach this computer."""
+    open: bool = False
+    """Whether it is served now; what a client says here is ignored."""
+
+
+class NetworkInfo(Model, frozen=True, kw_only=True):
+    """A machine's place in the network."""
+
+    access: NetworkAccess
+    address: str
+    """IPv4, as other machines and this computer's forwarded ports reach it."""
+    address6: str
+    mac: str
+    name: str
+    """The name that other machines know it by."""
+    kind: Literal["switchboard", "user-mode", "none"]
+    """`user-mode`: QEMU's own, where this host permits nothing better."""
+    problem: str | None
+    """What does not work, and why."""
 
 
 class MachineInfo(Model, frozen=True, kw_only=True):
@@ -155,6 +192,7 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     """Whether it booted or went on where a template of its kind stood; None: it never ran."""
     init: str | None
     vmm: VmmInfo | None
+    network: NetworkInfo | None = None
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 

@@ -139,6 +139,28 @@ OPERATIONS: dict[str, Operation] = {
             response=m.StopReport,
         ),
         Operation(
+            "port_list",
+            "GET",
+            "/machines/{machine}/ports",
+            "Its forwarded ports",
+            response=list[m.PortForward],
+        ),
+        Operation(
+            "port_add",
+            "POST",
+            "/machines/{machine}/ports",
+            "Forward a port of this computer to it",
+            m.PortForward,
+            m.PortForward,
+        ),
+        Operation(
+            "port_remove",
+            "POST",
+            "/machines/{machine}/ports/remove",
+            "Stop forwarding a port",
+            m.PortForward,
+        ),
+        Operation(
             "machine_logs",
             "GET",
             "/machines/{machine}/logs",

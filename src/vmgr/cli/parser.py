@@ -12,6 +12,8 @@ from vmgr.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmgr.api.models import PortForward
+
 __all__ = [
     "Parser",
     "cold_option",
@@ -20,11 +22,18 @@ __all__ = [
     "machine_argument",
     "machine_options",
     "machine_size",
+    "network_options",
+    "port",
     "size",
     "split_command",
 ]
 
 _SIZE_MIN: Final = 64 << 20  # of memory and of disks, as the API has it
+_PORT: Final = re.compile(
+    r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?P<host>\d{1,5})(?::(?P<guest>\d{1,5}))?"
+    r"(?:/(?P<protocol>tcp|udp))?"
+)
+_PORT_MAX: Final = 65_535
 _UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_WIDTH: Final = 100
 _REWRITES: Final = (
@@ -134,6 +143,40 @@ def cold_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", help="boot, also where it could start from a template"
     )
+
+
+def network_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what a new machine may reach."""
+    parser.add_argument(
+        "-p", "--publish", action="append", type=port, default=[], dest="ports",
+        metavar="[IP:]HOST:GUEST[/udp]", help="forward a port of this computer to it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--net", choices=("full", "internet", "none"), metavar="WHAT",
+        help="what it may reach: full, internet (not this computer, its LAN, other machines), none",
+    )  # fmt: skip
+
+
+def port(text: str) -> PortForward:
+    """`[IP:]HOST:GUEST[/udp]`, or one port for both.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    from vmgr.api.models import PortForward
+
+    match = _PORT.fullmatch(text)
+    if match is not None:
+        host = int(match["host"])
+        guest = int(match["guest"] or host)
+        if 0 < host <= _PORT_MAX and 0 < guest <= _PORT_MAX:
+            return PortForward(
+                host_port=host,
+                guest_port=guest,
+                protocol="udp" if match["protocol"] == "udp" else "tcp",
+                address=(match["address"] or "127.0.0.1").strip("[]"),
+            )
+    raise argparse.ArgumentTypeError(f'"{text}" is not a port like 8080:80 or 127.0.0.1:53:53/udp')
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -166,6 +166,19 @@ class AsyncClient:
         """End a machine at once, as if its power was cut."""
         return await self._call(m.StopReport, "machine_kill", {"machine": machine})
 
+    # -- ports -------------------------------------------------------------------------------------
+    async def port_list(self, machine: str) -> list[m.PortForward]:
+        """A machine's forwarded ports."""
+        return await self._call(list[m.PortForward], "port_list", {"machine": machine})
+
+    async def port_add(self, machine: str, port: m.PortForward) -> m.PortForward:
+        """Forward a port of this computer to a machine, now if it runs and at each start."""
+        return await self._call(m.PortForward, "port_add", {"machine": machine}, body=port)
+
+    async def port_remove(self, machine: str, port: m.PortForward) -> None:
+        """Stop forwarding a port."""
+        await self._call(type(None), "port_remove", {"machine": machine}, body=port)
+
     # -- jobs --------------------------------------------------------------------------------------
     async def job_list(self, machine: str) -> list[m.JobInfo]:
         """The commands that run in a machine, and those that ended and were not collected."""

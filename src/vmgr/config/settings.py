@@ -237,6 +237,11 @@ _TABLE: Final = (
     Setting("machine.disk", Size(64 * MIB), lambda: 64 * GIB,
             "Size of a new machine's disk; it takes only what is written to it"),
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
+    Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
+            "What new named machines may reach: all, the internet alone, nothing"),
+    Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",
+            "QEMU's own network where there is no better: without or with the internet (and then "
+            "this computer's loopback too), or not at all"),
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),

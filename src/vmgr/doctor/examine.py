@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import DoctorReport
-from vmgr.doctor import kernel, places, programs
+from vmgr.doctor import kernel, network, places, programs
 from vmgr.doctor.host import Host, error, warning
 from vmgr.errors import VmgrError
 
@@ -30,6 +30,8 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "accelerator": kernel.accelerator,
     "agent": programs.agent,
     "user namespaces": kernel.user_namespaces,
+    "network": network.switchboard,
+    "internet": network.egress,
     "user id ranges": kernel.id_ranges,
     "build tools": programs.build_tools,
     "Debian mirrors": programs.mirrors,

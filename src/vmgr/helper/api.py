@@ -129,6 +129,19 @@ class Api(Streaming):
     async def machine_kill(self, call: Call) -> m.StopReport:
         return await self._helper.machines.kill(call.path["machine"])
 
+    # -- ports ------------------------------------------------------------------------------
+
+    async def port_list(self, call: Call) -> list[m.PortForward]:
+        return await self._helper.ports.list(self._helper.machines.get(call.path["machine"]))
+
+    async def port_add(self, call: Call) -> m.PortForward:
+        machine = self._helper.machines.get(call.path["machine"])
+        return await self._helper.ports.add(machine, call.body)
+
+    async def port_remove(self, call: Call) -> None:
+        machine = self._helper.machines.get(call.path["machine"])
+        await self._helper.ports.remove(machine, call.body)
+
     # -- jobs -------------------------------------------------------------------------------
 
     async def job_list(self, call: Call) -> list[m.JobInfo]:

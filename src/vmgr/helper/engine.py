@@ -19,6 +19,7 @@ from vmgr.agent import AgentChannel, ExecRequest, TerminalSize
 from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
+from vmgr.helper.plugging import Plugging
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.relay import exit_result
 from vmgr.image import base_of, create_disk
@@ -96,6 +97,7 @@ class Engine:
         self._on_end = on_end
         self._probes = ProbeCache(services.paths.probes)
         self._host_boot_id: str | None = None
+        self._plugging = Plugging(helper)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -269,10 +271,11 @@ class Engine:
         keys = machine.row.resync_keys
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
-            vmm = await Vmm.start(
-                spec, machine.paths, host.qemu, host.accelerator, self._services.executors.files,
-                sandbox=host.sandbox, verbose=verbose,
-            )  # fmt: skip
+            async with self._plugging.place(machine) as network:
+                vmm = await Vmm.start(
+                    replace(spec, network=network), machine.paths, host.qemu, host.accelerator,
+                    self._services.executors.files, sandbox=host.sandbox, verbose=verbose,
+                )  # fmt: skip
             machine.vmm = vmm
             try:
                 # Named in the row at once: a helper that dies now must find it.
@@ -322,8 +325,10 @@ class Engine:
             # The emulated clock chip counts whole seconds.
             await channel.clock(time.time_ns())
             await channel.configure(hostname=machine.name, entropy=entropy)
+            await self._plugging.tell(machine, channel)
             return
         has_init = greeting.init != "agent"
+        await self._plugging.tell(machine, channel)
         await channel.configure(
             hostname=machine.name,
             entropy=entropy,
@@ -385,6 +390,7 @@ class Engine:
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
+        await self._plugging.readopt(machine)
         booting = machine.status == "starting"
         deadline = ADOPT_DEADLINE
         if booting:

@@ -18,9 +18,11 @@ from vmgr.helper.executors import Executors
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
+from vmgr.helper.ports import Ports
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
+from vmgr.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,10 @@ class Helper:
         self._started = time.monotonic()
         self._notices: list[str] = []
         services = Services(paths, self.executors, self.store, self.events)
+        self.network = Network(
+            paths, lambda work, name: self.watchers.start(work, name=name), self._network_event
+        )
+        self.ports = Ports(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.images = ImageService(services, find_agent, self.machines.image_users)
@@ -70,6 +76,7 @@ class Helper:
         await self.executors.in_store(self.store.open)
         await self.images.reconcile()
         await self.templates.reconcile()
+        await self.network.adopt()
         await self.machines.reconcile()
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
@@ -90,10 +97,18 @@ class Helper:
         self.stopping.set()
         await self.tasks.finish(TASKS_DEADLINE)
         await self.watchers.finish(0)
+        live = any(not machine.stopped.is_set() for machine in self.machines.all())
         await self.machines.let_go()
         self.templates.close()
+        await self.network.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
+
+    def _network_event(self, kind: str, machine_id: str, data: dict[str, object]) -> None:
+        name = next((m.name for m in self.machines.all() if m.row.id == machine_id), None)
+        self.events.publish(kind, name, **data)
+        if kind == "network.restarted" and data.get("process") == "switchboard":
+            self.watchers.start(self.ports.reopen(), name="reopening ports")
 
     async def take_notices(self) -> list[str]:
         """Lines that the person has not been told yet."""

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from vmgr.agent import FIRST_KEY
-from vmgr.api.models import MachineInfo, VmmInfo
+from vmgr.api.models import MachineInfo, NetworkInfo, VmmInfo
 from vmgr.errors import VmgrError, WrongStateError
 from vmgr.machine.lifecycle import check_permits, next_status
+from vmgr.network.addresses import DOMAIN, identity_of
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel, AgentHello
-    from vmgr.api.models import MachineStatus, SandboxLevel
+    from vmgr.api.models import MachineStatus, NetworkAccess, SandboxLevel
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
@@ -205,7 +206,27 @@ class Machine:
             started_from=cast("Any", row.started_from),
             init=row.booted_init if running else row.init,
             vmm=vmm,
+            network=self._network(),
             notes=_notes(vmm),
+        )
+
+    def _network(self) -> NetworkInfo | None:
+        row = self.row
+        if row.number is None:
+            return None
+        identity = identity_of(row.id, row.number)
+        live = not self.stopped.is_set()
+        kind = "switchboard" if row.interface and live else "none"
+        if row.fallback and live:
+            kind = "user-mode"
+        return NetworkInfo(
+            access=cast("NetworkAccess", row.access),
+            address=str(identity.address4),
+            address6=str(identity.address6),
+            mac=identity.mac.hex(":"),
+            name=f"{row.name}.{DOMAIN}",
+            kind=cast("Any", kind),
+            problem=row.network_problem if live else None,
         )
 
 

@@ -38,11 +38,13 @@ from vmgr.errors import (
 )
 from vmgr.helper.engine import Engine
 from vmgr.helper.machine import Machine, Services
+from vmgr.helper.ports import check_ports
 from vmgr.helper.reconcile import reconcile
 from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
 from vmgr.machine.sizes import format_size
+from vmgr.network.addresses import free_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -129,6 +131,7 @@ class Machines:
             UsageError, ResourceError: it cannot be as asked.
         """
         name = self._free_name(request.name)
+        check_ports(request.ports)
         row, image = await self._row(request, name)
         if name in self._machines:  # meanwhile
             raise _taken(name)
@@ -170,9 +173,13 @@ class Machines:
             cpus=request.cpus or int(config.get("machine.cpus")),
             memory_bytes=memory,
             disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
+            ports=request.ports,
             ephemeral=request.ephemeral,
             pristine=True,
             cold=request.cold,
+            number=free_number(m.row.number for m in self._machines.values()),
+            access=request.access
+            or ("internet" if request.ephemeral else str(config.get("network.access"))),
             created_at=time.time(),
         )
         self._check_cpus(row.cpus)
@@ -295,7 +302,9 @@ class Machines:
             reason=machine.kill_reason or ended.reason,
             vmm_pid=None,
             vmm_start_time=None,
+            interface=None,
         )
+        await self._helper.network.unplug(machine.row.id)
         if machine.row.ephemeral:
             # On its own: whoever holds the lock (a stop, say) may wait for us.
             self._start_discard(machine)
@@ -387,6 +396,10 @@ class Machines:
         rows = await self._services.executors.in_store(self._services.store.machines)
         for row in rows:
             self._machines[row.name] = Machine(self._services, row)
+        for machine in self.all():
+            if machine.row.number is None:  # made before machines had a network
+                number = free_number(m.row.number for m in self._machines.values())
+                await machine.save(number=number)
         await reconcile(
             self._services, self.all(), self.engine, self._forget, self._helper.watchers
         )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from vmgr.api.models import PortForward  # noqa: TC001 (msgspec resolves annotations at run time)
 from vmgr.errors import ConflictError, ResourceError, StateError
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     memory_bytes: int
     disk_bytes: int
     ephemeral: bool = False
+    number: int | None = None
+    """Its number in the network, from which its addresses come."""
+    access: str = "full"
+    """What it may reach: `full`, `internet` or `none`."""
+    interface: str | None = None
+    """The tap that its VMM holds."""
+    fallback: bool = False
+    """Its VMM's own user-mode network stands in for the switchboard."""
+    network_problem: str | None = None
+    ports: list[PortForward] = []
     created_at: float
     started_at: float | None = None
     boot_seconds: float | None = None

@@ -21,14 +21,15 @@ from vmgr.artifact.threads import in_thread
 from vmgr.errors import NotFoundError, StateError, VmgrError
 from vmgr.helper.sharedwork import SharedWork
 from vmgr.image import base_of
+from vmgr.network.addresses import TEMPLATE, identity_of
 from vmgr.saved import load_memory
 from vmgr.template import BuildPlan, Template, TemplateFiles, build_template, template_key
 from vmgr.template.build import file_checksum
 from vmgr.template.key import host_cpu
-from vmgr.vmm import BootPolicy, Restore, VmmSpec
+from vmgr.vmm import BootPolicy, Restore, VmmNetwork, VmmSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from vmgr.helper.helper import Helper
@@ -42,6 +43,7 @@ __all__ = ["Ready", "Templates"]
 
 _KEPT_OPEN: Final = 2
 """Memories that are held ready, beside those that running machines hold."""
+_SOME_FD: Final = 9  # in a key the number is nobody's
 _FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
 log = logging.getLogger(__name__)
@@ -191,9 +193,12 @@ class Templates:
     async def _build(self, plan: BuildPlan, progress: Progress) -> None:
         async with self._building:
             runtime = self._services.paths.runtime / "machines" / secrets.token_hex(6)
-            await build_template(
-                plan, self._files, runtime, self._services.executors.files, progress
-            )
+            try:
+                await build_template(
+                    plan, self._files, runtime, self._services.executors.files, progress
+                )
+            finally:
+                await self._helper.network.unplug(runtime.name)
             async with self._loading:
                 self._forget(plan.key)
             self._failed.discard(plan.key)
@@ -227,6 +232,7 @@ class Templates:
             disk=self._services.paths.templates,
             backing=(base_of(image, row.disk_bytes),),
             init=row.init,
+            network=await self._network(row.access),
         )
         key = template_key(
             spec, qemu, accelerator, image=image.digest, kernel=kernel.digest, cpu=self._cpu
@@ -237,8 +243,37 @@ class Templates:
         )
         sandbox = await engine.sandbox(config)
         return BuildPlan(
-            key, spec, row.disk_bytes, image, kernel, qemu, accelerator, sandbox, policy
-        )
+            key, spec, row.disk_bytes, image, kernel, qemu, accelerator, sandbox, policy,
+            place=lambda machine: self._place(machine, spec.network),
+        )  # fmt: skip
+
+    async def _network(self, access: str) -> VmmNetwork:
+        """The kind of network that a machine's device is plugged into: its features depend on it.
+
+        What a device was seen to offer when it was saved it must offer when it is restored.
+        """
+        mac = identity_of("0" * 12, TEMPLATE).mac.hex(":")
+        if await self._helper.network.usable():
+            return VmmNetwork(mac=mac, tap_fd=_SOME_FD)
+        fallback = str((await self._helper.settings()).get("network.fallback"))
+        user_mode = access != "none" and fallback != "off"
+        return VmmNetwork(mac=mac, user_mode="isolated" if user_mode else None)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, machine: str, kind: VmmNetwork | None) -> AsyncIterator[VmmNetwork]:
+        """The same kind for the machine that a template is made of, which may reach nothing."""
+        assert kind is not None  # noqa: S101 (every plan has one)
+        if kind.tap_fd is None:
+            yield kind
+            return
+        network = self._helper.network
+        plugged = await network.plug(machine, "template", TEMPLATE, "none")
+        if plugged.fd is None:
+            raise StateError(f"the template's machine has no network: {plugged.problem}")
+        try:
+            yield replace(kind, tap_fd=plugged.fd)
+        finally:
+            os.close(plugged.fd)
 
     async def _limit(self) -> int:
         return int((await self._helper.settings()).get("template.max"))

@@ -39,7 +39,7 @@ from vmgr.kernel.model import (
     KernelBundle,
     PartInfo,
 )
-from vmgr.kernel.modules import boot_modules, unpack_modules
+from vmgr.kernel.modules import NETWORK_MODULES, boot_modules, unpack_modules
 from vmgr.kernel.vmlinux import extract_vmlinux
 from vmgr.spawner import ProcessFailedError, run
 
@@ -241,9 +241,12 @@ class KernelFiles:
         modules = base / "lib/modules" / release
         await run(["depmod", "-b", base, release], env=build_environment(), deadline=_DEADLINE)
         loads = await self._in_executor(boot_modules, modules)
+        network = await self._in_executor(boot_modules, modules, NETWORK_MODULES)
+        # Some serve both; they are loaded once.
+        network = [module for module in network if module not in loads]
 
         def copy() -> int:
-            for module in loads:
+            for module in (*loads, *network):
                 shutil.copyfile(modules / module.path, ready / "boot" / f"{module.name}.ko")
             (tree / f"boot/vmlinuz-{release}").rename(ready / "vmlinuz")
             (tree / f"boot/config-{release}").rename(ready / "config")
@@ -265,6 +268,7 @@ class KernelFiles:
                 release=release,
                 built_at=time.time(),
                 modules=[f"{module.name}.ko" for module in loads],
+                network_modules=[f"{module.name}.ko" for module in network],
                 pvh=pvh,
                 kernel_sha256=digest_file(ready / ("vmlinux" if pvh else "vmlinuz")),
                 modules_sha256=digest_sparse(ready / "modules.ext4"),
@@ -297,7 +301,7 @@ class KernelFiles:
             ready.mkdir()
             initramfs = ready / "initramfs.cpio"
             with initramfs.open("xb") as file:
-                _write_initramfs(file, agent.read_bytes(), part / "boot", info.modules)
+                _write_initramfs(file, agent.read_bytes(), part / "boot", info)
             for name in ("vmlinux", "vmlinuz", "modules.ext4"):
                 with contextlib.suppress(FileNotFoundError):
                     _link_or_copy(part / name, ready / name)
@@ -337,7 +341,7 @@ class KernelFiles:
         return await in_thread(self._executor, work, *args)
 
 
-def _write_initramfs(file: IO[bytes], agent: bytes, boot: Path, modules: list[str]) -> None:
+def _write_initramfs(file: IO[bytes], agent: bytes, boot: Path, info: PartInfo) -> None:
     """Write it uncompressed: it is small, and the guest's CPU may be an emulated one.
 
     The two device nodes are what the kernel and the agent need before devtmpfs is mounted.
@@ -348,9 +352,12 @@ def _write_initramfs(file: IO[bytes], agent: bytes, boot: Path, modules: list[st
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, mode=0o666)
     archive.file("init", agent, mode=0o755)
-    for name in modules:
-        archive.file(f"lib/modules/{name}", (boot / name).read_bytes())
-    archive.file("modules.load", "".join(f"/lib/modules/{name}\n" for name in modules).encode())
+    for lists, modules in (
+        ("modules.load", info.modules), ("modules.network", info.network_modules),
+    ):  # fmt: skip
+        for name in modules:
+            archive.file(f"lib/modules/{name}", (boot / name).read_bytes())
+        archive.file(lists, "".join(f"/lib/modules/{name}\n" for name in modules).encode())
     archive.close()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLE_NAME", "FORMAT", "PART_NAME", "BundleInfo", "KernelBundle", "PartInfo"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised when what is in a part or a bundle changes, so that older ones are built anew."""
 PART_NAME: Final = "part.json"
 BUNDLE_NAME: Final = "bundle.json"
@@ -30,6 +30,8 @@ class PartInfo(Struct, frozen=True, kw_only=True):
     built_at: float
     modules: list[str]
     """The boot modules' file names in `boot/`, in the order of loading."""
+    network_modules: list[str]
+    """Those of the network, likewise."""
     pvh: bool
     """Whether there is an uncompressed kernel."""
     kernel_sha256: str

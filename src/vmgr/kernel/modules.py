@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from vmgr.errors import StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["BOOT_MODULES", "BootModule", "boot_modules", "unpack_modules"]
+__all__ = ["BOOT_MODULES", "NETWORK_MODULES", "BootModule", "boot_modules", "unpack_modules"]
 
 BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 """What the agent needs to reach its port and to mount the root and the module disk, in this order.
@@ -21,6 +22,9 @@ BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 Nothing more: under emulation each module costs 10 to 70 ms of the boot. All others come from the
 module disk, when they are asked for.
 """
+NETWORK_MODULES: Final = ("virtio_net", "tcp_diag", "udp_diag")
+"""What the network device needs, and the agent to see who listens: loaded while the root is being
+mounted, so that they delay nobody."""
 _IF_THERE: Final = (
     "crc32c_generic",
 )  # ext4 asks for the algorithm by name, which no dependency shows
@@ -64,8 +68,12 @@ def unpack_modules(tree: Path) -> int:
     return count
 
 
-def boot_modules(tree: Path) -> list[BootModule]:
+def boot_modules(tree: Path, wanted: Sequence[str] = BOOT_MODULES) -> list[BootModule]:
     """The modules of the initramfs, each after those it depends on.
+
+    Args:
+        tree: the kernel's module directory.
+        wanted: `BOOT_MODULES` or `NETWORK_MODULES`.
 
     Raises:
         StateError: the kernel has one neither built in nor as a module.
@@ -79,17 +87,18 @@ def boot_modules(tree: Path) -> list[BootModule]:
         # modules.dep lists all that is needed, the deepest last, see modules.dep(5).
         depends[_name(path)] = [_name(word) for word in reversed(rest.split())]
     ordered: list[str] = []
-    for wanted in (*_IF_THERE, *BOOT_MODULES):
-        if wanted in builtin:
+    optional = _IF_THERE if wanted is BOOT_MODULES else ()
+    for needed in (*optional, *wanted):
+        if needed in builtin:
             continue
-        if wanted not in paths:
-            if wanted in _IF_THERE:
+        if needed not in paths:
+            if needed in optional:
                 continue
             raise StateError(
-                f"the kernel has no {wanted}, neither built in nor as a module",
+                f"the kernel has no {needed}, neither built in nor as a module",
                 next_step="use Debian's cloud kernel",
             )
-        for name in (*depends[wanted], wanted):
+        for name in (*depends[needed], needed):
             if name not in ordered:
                 ordered.append(name)
     return [BootModule(name, paths[name]) for name in ordered]

@@ -32,6 +32,7 @@ from vmgr.vmm import BootPolicy, Vmm, boot
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from vmgr.agent import AgentEvent, AgentHello
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vmgr.kernel import KernelBundle
     from vmgr.sandbox import Sandbox
     from vmgr.template.files import TemplateFiles
-    from vmgr.vmm import Accelerator, Qemu, VmmSpec
+    from vmgr.vmm import Accelerator, Qemu, VmmNetwork, VmmSpec
 
     Progress = Callable[[str, float | None], None]
 
@@ -77,6 +78,8 @@ class BuildPlan:
     accelerator: Accelerator
     sandbox: Sandbox
     policy: BootPolicy
+    place: Callable[[str], AbstractAsyncContextManager[VmmNetwork]]
+    """What the machine of that id is plugged into while its VMM is started."""
 
 
 async def build_template(
@@ -120,10 +123,11 @@ async def _boot_and_save(
 
     async def start(*, verbose: bool) -> Vmm:
         keys.keys = MemoryKeyStore().keys
-        return await Vmm.start(
-            spec, paths, plan.qemu, plan.accelerator, executor,
-            sandbox=plan.sandbox, verbose=verbose, background=True,
-        )  # fmt: skip
+        async with plan.place(spec.machine_id) as network:
+            return await Vmm.start(
+                replace(spec, network=network), paths, plan.qemu, plan.accelerator, executor,
+                sandbox=plan.sandbox, verbose=verbose, background=True,
+            )  # fmt: skip
 
     async def hello(vmm: Vmm) -> tuple[AgentChannel, AgentHello]:
         del vmm

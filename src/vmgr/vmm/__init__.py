@@ -2,7 +2,7 @@
 
 from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
-from vmgr.vmm.commandline import Restore, SocketFds, VmmSpec, command_line
+from vmgr.vmm.commandline import Restore, SocketFds, VmmNetwork, VmmSpec, command_line
 from vmgr.vmm.exit import VmmExit
 from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
@@ -22,6 +22,7 @@ __all__ = [
     "StopDeadlines",
     "Vmm",
     "VmmExit",
+    "VmmNetwork",
     "VmmSpec",
     "available_memory",
     "boot",

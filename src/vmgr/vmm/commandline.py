@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENT_PORT",
+    "NETWORK_DEVICE",
     "SANDBOX",
     "Restore",
     "SocketFds",
+    "VmmNetwork",
     "VmmSpec",
     "command_line",
     "kernel_command_line",
@@ -50,6 +52,10 @@ _EMULATED_CPU: Final = "Nehalem,+rdrand"
 _HOST_CPU: Final = "host,migratable=off"
 
 
+NETWORK_DEVICE: Final = "net"
+"""The id of every machine's one network device."""
+
+
 @dataclass(frozen=True)
 class Restore:
     """A saved machine that a VMM takes up instead of booting one."""
@@ -58,6 +64,18 @@ class Restore:
     """fd of its memory: a file that the VMM maps privately, so it is never written to."""
     devices: bytes
     """The state of its devices, as the VMM that saved it wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmmNetwork:
+    """What a machine's network device is plugged into; with neither it has no cable."""
+
+    mac: str
+    tap_fd: int | None = None
+    """A tap with VNET_HDR, passed to the VMM under this number."""
+    user_mode: Literal["isolated", "open"] | None = None
+    """QEMU's own network. `isolated`: only ports that are forwarded; `open`: whatever this user can
+    reach, this computer's loopback too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +98,7 @@ class VmmSpec:
     """A raw image of the kernel's modules, seen read-only."""
     init: str | None = None
     """The program that becomes PID 1; None: the agent stays it."""
+    network: VmmNetwork | None = None
     kernel_parameters: tuple[str, ...] = ()
     """Further ones; they come last, so they win."""
     restore: Restore | None = None
@@ -132,6 +151,8 @@ def kernel_command_line(
         words.append("no_timer_check")
         if steady_tsc:
             words.append("tsc=reliable")
+    # The one network device keeps the name that the kernel gives it, with udev too.
+    words.append("net.ifnames=0")
     words.append(f"vmgr.hostname={spec.name}")
     if spec.init is not None:
         if not _INIT.fullmatch(spec.init):
@@ -175,6 +196,7 @@ def command_line(
         *_channels(sockets),
         *_disks(spec),
         *_entropy(spec),
+        *_network(spec.network),
         *_beginning(spec, accelerator, sockets, verbose=verbose, steady_tsc=steady_tsc),
     ]  # fmt: skip
 
@@ -321,6 +343,25 @@ def _backing(files: tuple[Path, ...]) -> dict[str, Value]:
         options[f"{prefix}file__filename"] = file
         options[f"{prefix}file__read_only"] = True
     return options
+
+
+def _network(network: VmmNetwork | None) -> list[str]:
+    # One device line for all machines, so that any saved state fits any machine: the agent tells a
+    # machine its hardware address. No ROM: nothing boots from here.
+    backend: list[str] = []
+    if network is not None and network.tap_fd is not None:
+        backend = ["-netdev", option("tap", id="uplink", fd=network.tap_fd)]
+    elif network is not None and network.user_mode is not None:
+        backend = ["-netdev", option(
+            "user", id="uplink", ipv6=False, restrict=network.user_mode == "isolated"
+        )]  # fmt: skip
+    return [
+        *backend,
+        "-device", option(
+            "virtio-net-pci", id=NETWORK_DEVICE, netdev="uplink" if backend else None,
+            mac=network.mac if network is not None else None, disable_legacy=True,
+        ) + ",romfile=",
+    ]  # fmt: skip
 
 
 def _entropy(spec: VmmSpec) -> list[str]:

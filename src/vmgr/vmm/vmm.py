@@ -358,6 +358,12 @@ class Vmm:
                     log.warning("%s cannot be cut: %s", path, error.strerror)
 
 
+def _network_fds(spec: VmmSpec) -> tuple[int, ...]:
+    if spec.network is None or spec.network.tap_fd is None:
+        return ()
+    return (spec.network.tap_fd,)
+
+
 def _prepare(spec: VmmSpec, paths: MachinePaths) -> int:
     """Find out what can be found out before QEMU is started; give the fd of its log."""
     check_memory(spec.name, spec.memory_bytes)
@@ -418,7 +424,7 @@ def _check_readable(path: Path, what: str, mode: int = os.R_OK) -> None:
 
 def _passed(spec: VmmSpec, fds: SocketFds) -> list[int]:
     """The fds that the VMM gets."""
-    passed = [fds.qmp, fds.agent, fds.console]
+    passed = [fds.qmp, fds.agent, fds.console, *_network_fds(spec)]
     if spec.restore is not None and fds.devices is not None:
         passed += [spec.restore.memory, fds.devices]
     return passed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
-from vmgr.cli.parser import cold_option, machine_options
+from vmgr.cli.parser import cold_option, machine_options, network_options
 from vmgr.cli.progress import ProgressLine
 from vmgr.errors import NotFoundError
 
@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     machine_options(parser)
     cold_option(parser)
+    network_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument("--name", dest="name_option", metavar="NAME", help="the same as NAME")
@@ -43,6 +44,8 @@ def execute(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         disk_bytes=options.disk,
         cold=options.cold,
+        access=options.net,
+        ports=options.ports,
     )
     try:
         machine = helper.machine_create(wanted)

@@ -12,7 +12,7 @@ from vmgr.cli.parser import machine_argument
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import MachineInfo
+    from vmgr.api.models import MachineInfo, NetworkInfo
 
 DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
@@ -34,6 +34,17 @@ def execute(options: argparse.Namespace) -> int:
     else:
         _show(machine)
     return 0
+
+
+def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
+    if network is None:
+        return []
+    return [
+        ("Network", f"{network.access} ({network.kind})"),
+        ("Address", f"{network.address}, {network.address6}"),
+        ("Known as", network.name),
+        ("Network problem", network.problem),
+    ]
 
 
 def _show(machine: MachineInfo) -> None:
@@ -61,5 +72,6 @@ def _show(machine: MachineInfo) -> None:
         ("VMM", None if vmm is None else f"QEMU {vmm.qemu}, pid {vmm.pid}, {vmm.machine_type}"),
         ("Accelerator", None if vmm is None else vmm.accelerator),
         ("Sandbox", None if vmm is None else vmm.sandbox),
+        *_network(machine.network),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip

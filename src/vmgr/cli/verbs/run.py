@@ -7,7 +7,7 @@ import os
 
 from vmgr.api.models import CreateMachine
 from vmgr.cli.connection import client
-from vmgr.cli.parser import cold_option, command_of, machine_options
+from vmgr.cli.parser import cold_option, command_of, machine_options, network_options
 from vmgr.cli.progress import ProgressLine
 from vmgr.cli.session import Session
 from vmgr.cli.verbs.exec import command_options, command_spec
@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     command_options(parser)
     machine_options(parser)
     cold_option(parser)
+    network_options(parser)
     parser.add_argument("--name", metavar="NAME", help="the machine's name, while it lives")
     parser.add_argument("--rm", action="store_true", help=argparse.SUPPRESS)  # docker's habit
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
@@ -54,6 +55,8 @@ def execute(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         disk_bytes=options.disk,
         cold=options.cold,
+        access=options.net,
+        ports=options.ports,
         ephemeral=True,
     )
     with ProgressLine(quiet=options.quiet) as progress:

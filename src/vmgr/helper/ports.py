@@ -1,0 +1,219 @@
+"""Forwarded ports: the sockets of this computer that lead into machines.
+
+The helper binds them, since it is in this computer's network, and hands them to the switchboard,
+which serves them from then on, also when the helper is gone. What is asked is kept in the machine's
+row and opened at each start. A port that another program has is an event and a note, no reason for
+a machine not to start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from vmgr.errors import (
+    ConflictError,
+    NotFoundError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+    VmgrError,
+)
+from vmgr.network import identity_of
+from vmgr.switchboard.messages import Forward
+
+if TYPE_CHECKING:
+    from vmgr.api.models import PortForward
+    from vmgr.helper.helper import Helper
+    from vmgr.helper.machine import Machine
+
+__all__ = ["Ports", "check_ports"]
+
+_MOST: Final = 256  # of one machine
+_BACKLOG: Final = 512
+
+log = logging.getLogger(__name__)
+
+
+class Ports:
+    """The ports of all machines."""
+
+    def __init__(self, helper: Helper) -> None:
+        self._helper = helper
+
+    async def list(self, machine: Machine) -> list[PortForward]:
+        """A machine's ports, and whether each is served now."""
+        served = await self._helper.network.forwards()
+        return [
+            msgspec.structs.replace(port, open=_forwards(machine, port)[0] in served)
+            for port in machine.row.ports
+        ]
+
+    async def add(self, machine: Machine, port: PortForward) -> PortForward:
+        """Forward a port, now if the machine runs, and at each start.
+
+        Raises:
+            ConflictError: it is forwarded already, or another program has the port.
+            UsageError: the address is none of this computer.
+        """
+        port = msgspec.structs.replace(port, open=False)
+        check_ports([port])
+        async with machine.lock:
+            if len(machine.row.ports) >= _MOST:
+                raise ResourceError(f"machine {machine.name} has {_MOST} forwarded ports already")
+            for other in self._helper.machines.all():
+                if any(_same(port, known) for known in other.row.ports):
+                    raise ConflictError(
+                        f"port {port.host_port} leads to machine {other.name} already",
+                        next_step=f"see: vmgr port ls {other.name}",
+                    )
+            if machine.row.fallback and not machine.stopped.is_set():
+                raise UnsupportedError(
+                    f"machine {machine.name} runs on QEMU's own network, which forwards no ports",
+                    next_step="see what is missing with: vmgr doctor",
+                )
+            is_open = machine.row.interface is not None
+            if is_open:
+                await self._open(machine, port)
+            await machine.save(ports=[*machine.row.ports, port])
+        return msgspec.structs.replace(port, open=is_open)
+
+    async def remove(self, machine: Machine, port: PortForward) -> None:
+        """Stop forwarding; connections that are open go on.
+
+        Raises:
+            NotFoundError: it is not forwarded.
+        """
+        async with machine.lock:
+            found = [known for known in machine.row.ports if _same(port, known)]
+            if not found:
+                raise NotFoundError(
+                    f"machine {machine.name} has no forwarded port {port.host_port}",
+                    next_step=f"see: vmgr port ls {machine.name}",
+                )
+            kept = [known for known in machine.row.ports if known not in found]
+            await machine.save(ports=kept)
+            if machine.row.interface is not None:
+                for forward in _forwards(machine, found[0]):
+                    await self._helper.network.unlisten(forward)
+
+    async def open_all(self, machine: Machine) -> None:
+        """Open the ports of a machine that has a place in the network; failures are told."""
+        if machine.row.interface is None or not machine.row.ports:
+            return
+        served = await self._helper.network.forwards()
+        for port in machine.row.ports:
+            if _forwards(machine, port)[0] in served:
+                continue
+            try:
+                await self._open(machine, port)
+            except VmgrError as error:
+                log.warning("machine %s: %s", machine.name, error)
+                self._helper.events.publish(
+                    "port.failed", machine.name, port=port.host_port, problem=error.message
+                )
+
+    async def reopen(self) -> None:
+        """A new switchboard has no ports yet."""
+        for machine in self._helper.machines.all():
+            try:
+                await self.open_all(machine)
+            except VmgrError as error:  # it went again: the next one comes here too
+                log.warning("machine %s: %s", machine.name, error)
+
+    async def _open(self, machine: Machine, port: PortForward) -> None:
+        for number, forward in enumerate(_forwards(machine, port)):
+            try:
+                sock = _bound(forward)
+            except OSError as error:
+                if number:  # this computer has no IPv6, say
+                    continue
+                raise _refused(forward, error) from error
+            with sock:
+                await self._helper.network.listen(forward, sock.fileno())
+        self._helper.events.publish(
+            "port.opened", machine.name, address=port.address, port=port.host_port,
+            guest_port=port.guest_port, protocol=port.protocol,
+        )  # fmt: skip
+
+
+def check_ports(ports: list[PortForward]) -> None:
+    """See that `ports` can be asked for.
+
+    Raises:
+        UsageError: an address is none, or two are the same.
+    """
+    for number, port in enumerate(ports):
+        try:
+            ipaddress.ip_address(port.address)
+        except ValueError:
+            raise UsageError(
+                f"{port.address[:60]!r} is not an IP address",
+                next_step="write it like 127.0.0.1:8080:80 or [::1]:8080:80",
+            ) from None
+        if any(_same(port, other) for other in ports[:number]):
+            raise UsageError(f"port {port.host_port} is asked for twice")
+    if len(ports) > _MOST:
+        raise UsageError(f"a machine has at most {_MOST} forwarded ports")
+
+
+def _same(one: PortForward, other: PortForward) -> bool:
+    def key(port: PortForward) -> tuple[object, ...]:
+        return (port.address, port.host_port, port.protocol)
+
+    return key(one) == key(other)
+
+
+def _forwards(machine: Machine, port: PortForward) -> list[Forward]:
+    """What is to be served for a port; the first must be, others where they can be."""
+    assert machine.row.number is not None  # noqa: S101 (given when it was made or found)
+    target = str(identity_of(machine.row.id, machine.row.number).address4)
+    hosts = [port.address, *(["::1"] if port.address == "127.0.0.1" else [])]
+    return [
+        Forward(
+            machine=machine.row.id,
+            protocol=port.protocol,
+            host=host,
+            host_port=port.host_port,
+            target=target,
+            target_port=port.guest_port,
+        )
+        for host in hosts
+    ]
+
+
+def _bound(forward: Forward) -> socket.socket:
+    family = socket.AF_INET6 if ":" in forward.host else socket.AF_INET
+    stream = forward.protocol == "tcp"
+    sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    try:
+        if stream:
+            # Connections of an earlier machine that are still closing do not hold the port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((forward.host, forward.host_port))
+        if stream:
+            sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _refused(forward: Forward, error: OSError) -> VmgrError:
+    where = f"port {forward.host_port} of {forward.host}"
+    if isinstance(error, PermissionError):
+        return UsageError(
+            f"{where} is for root only on this computer",
+            next_step="take one from 1024 on, or have root run: "
+            f"sysctl net.ipv4.ip_unprivileged_port_start={forward.host_port}",
+        )
+    return ConflictError(
+        f"{where} cannot be had: {error.strerror or error}",
+        next_step=f"see who has it with: ss -lnp sport = :{forward.host_port}; or take another",
+    )

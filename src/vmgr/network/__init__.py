@@ -1,0 +1,6 @@
+"""The helper's half of the network: processes that make it, the line to the switchboard, ports."""
+
+from vmgr.network.addresses import Identity, identity_of
+from vmgr.network.network import Access, Network, Plugged
+
+__all__ = ["Access", "Identity", "Network", "Plugged", "identity_of"]

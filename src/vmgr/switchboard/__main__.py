@@ -1,0 +1,5 @@
+"""`python -m vmgr.switchboard`."""
+
+from vmgr.switchboard.main import main
+
+main()

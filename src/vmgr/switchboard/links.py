@@ -1,0 +1,104 @@
+"""The machines' ends: a tap each, with an address of the gateway and one route to the machine.
+
+There is no bridge. Each machine is alone on its link, and all it sends is routed: machines cannot
+forge what they cannot reach (each other's ARP, neighbour discovery, hardware addresses), and one
+table of rules sees every packet (docs/decisions/0006-network.md).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from typing import Final
+
+from pyroute2 import AsyncIPRoute
+
+from vmgr.switchboard.namespace import INTERFACE_PREFIX
+
+__all__ = ["GATEWAY4", "GATEWAY6", "Links"]
+
+GATEWAY4: Final = "198.19.0.1"
+GATEWAY6: Final = "fd76:6d67:7200::1"
+LINK_GATEWAY6: Final = "fe80::1"
+
+_TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+_SCOPE_LINK: Final = 253
+_AF_INET6: Final = 10
+
+
+class Links:
+    """Taps by name. One at a time: callers hold a lock."""
+
+    def __init__(self) -> None:
+        self._ip = AsyncIPRoute()
+        self._count = 0
+
+    async def open(self) -> None:
+        """Bring loopback up, with the gateway's addresses."""
+        (lo,) = await self._ip.link_lookup(ifname="lo")
+        await self._ip.link("set", index=lo, state="up")
+        for address, length in ((GATEWAY4, 32), (GATEWAY6, 128)):
+            # An earlier switchboard may have done it.
+            await self._ip.addr("replace", index=lo, address=address, prefixlen=length)
+
+    async def close(self) -> None:
+        """Let go of netlink."""
+        await self._ip.close()
+
+    def names(self) -> list[str]:
+        """Taps that there are: those of an earlier switchboard too."""
+        # Not from /sys, which shows the network in which it was mounted: the host's.
+        names = [name for _, name in socket.if_nameindex()]
+        return [name for name in names if name.startswith(INTERFACE_PREFIX)]
+
+    def make(self, taken: set[str]) -> tuple[str, int]:
+        """A new tap, down; its name and fd. It is gone when the last copy of the fd is closed.
+
+        Offloads are in the packets' headers (VNET_HDR): without, throughput halves.
+
+        Raises:
+            OSError: /dev/net/tun cannot be used.
+        """
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            while True:
+                self._count += 1
+                name = f"{INTERFACE_PREFIX}{self._count}"
+                if name in taken:
+                    continue
+                flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+                try:
+                    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+                except OSError as error:
+                    if error.errno == 16:  # noqa: PLR2004 (EBUSY: of an earlier switchboard)
+                        continue
+                    raise
+                return name, fd
+        except BaseException:
+            os.close(fd)
+            raise
+
+    async def raise_link(self, name: str, mac: bytes, address4: str, address6: str) -> None:
+        """Let the machine behind a tap be reached; the rules about it stand already."""
+        (index,) = await self._ip.link_lookup(ifname=name)
+        ip = self._ip
+        await ip.addr("replace", index=index, address=GATEWAY4, prefixlen=32)
+        await ip.link("set", index=index, state="up")
+        await ip.addr("replace", index=index, address=LINK_GATEWAY6, prefixlen=64, family=_AF_INET6)
+        await ip.route("replace", dst=f"{address4}/32", oif=index, scope=_SCOPE_LINK)
+        await ip.route("replace", family=_AF_INET6, dst=f"{address6}/128", oif=index)
+        # Known for good: no waiting for ARP, and nobody to be told otherwise by.
+        lladdr = ":".join(f"{byte:02x}" for byte in mac)
+        for address in (address4, address6):
+            await ip.neigh("replace", dst=address, lladdr=lladdr, ifindex=index, state="permanent")
+
+    async def remove(self, name: str) -> None:
+        """Remove a tap whose machine may still hold its end."""
+        found = await self._ip.link_lookup(ifname=name)
+        for index in found:
+            await self._ip.link("del", index=index)

@@ -1,0 +1,263 @@
+"""Machines in a network of their own making: a host with one way out, and an internet behind it.
+
+Two network namespaces that the test makes stand for this computer's network and for the world, so
+nothing leaves. Making them takes root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.conftest import Home, kill_and_wait, short_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.getuid() != 0, reason="making networks takes root"),
+]
+
+INTERNET, LAN, HOST = "203.0.113.1", "192.168.77.1", "192.168.77.2"
+LISTENER = """
+import socket, threading
+def serve(address):
+    listening = socket.create_server((address, 80))
+    while True:
+        client, _ = listening.accept()
+        client.sendall(f"hello from {address}".encode())
+        client.close()
+for address in ADDRESSES:
+    threading.Thread(target=serve, args=(address,)).start()
+print("ready", flush=True)
+"""
+SAY = "exec 3<>/dev/tcp/{}/80 && cat <&3"
+
+
+class NetworkedHome(Home):
+    """A home whose helper lives in a network that the test made."""
+
+    host: int = 0
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self.host}/ns/net", *super().command(*arguments)]
+
+    def says(self, machine: str, address: str) -> tuple[int, str]:
+        done = self.vmgr(
+            "exec", machine, "--", "timeout", "60", "bash", "-c", SAY.format(address), check=False
+        )
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    def last_event(self) -> int:
+        """A number that comes after all events so far: they count microseconds."""
+        self.helper_pid()
+        return time.time_ns() // 1_000
+
+    def wait_for_event(self, kind: str, since: int) -> dict[str, Any]:
+        with self.start("events", "--json", "--since", "0", bufsize=0) as following:
+            assert following.stdout is not None
+            try:
+                while select.select([following.stdout], [], [], 120)[0]:
+                    event: dict[str, Any] = json.loads(following.stdout.readline())
+                    if event["kind"] == kind and event["at"] * 1e6 > since:
+                        return event
+            finally:
+                following.kill()
+        pytest.fail(f"no {kind} came:\n{self.logs()}")
+
+    def network_process(self, name: str) -> int:
+        record = json.loads((self.root / "run/vmgr/network.json").read_text())
+        return int(record[name]["pid"])
+
+
+def started(stack: contextlib.ExitStack, *argv: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    stack.callback(process.stdout.close)  # type: ignore[union-attr]
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 60)[0]
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def within(process: subprocess.Popen[bytes], command: str) -> None:
+    subprocess.run(
+        ["nsenter", f"--net=/proc/{process.pid}/ns/net", "sh", "-ec", command], check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
+    with contextlib.ExitStack() as stack:
+        hold = ("unshare", "--net", "--", "sh", "-c", "echo ready; exec sleep infinity")
+        host, internet = started(stack, *hold), started(stack, *hold)
+        within(
+            host,
+            "ip link set lo up\n"
+            f"ip link add up0 type veth peer name down0 netns {internet.pid}\n"
+            f"ip address add {HOST}/24 dev up0\nip link set up0 up",
+        )
+        within(
+            internet,
+            "ip link set lo up\n"
+            f"ip address add {LAN}/24 dev down0\nip address add {INTERNET}/32 dev lo\n"
+            "ip link set down0 up",
+        )
+        within(host, f"ip route add default via {LAN}")
+        for where, addresses in ((internet, (INTERNET, LAN)), (host, (HOST, "127.0.0.1"))):
+            started(
+                stack, "nsenter", f"--net=/proc/{where.pid}/ns/net", sys.executable, "-c",
+                LISTENER.replace("ADDRESSES", repr(addresses)),
+            )  # fmt: skip
+        home = NetworkedHome(short_directory(), *shared_images)
+        home.host = host.pid
+        # The kernel bundle is built with the outer network, where the mirrors are.
+        builder = Home(short_directory(), *shared_images)
+        stack.callback(builder.close)
+        builder.vmgr("run", "debian-minimal", "--", "true", deadline=600)
+        stack.callback(home.close)
+        for name, access in (("a", "full"), ("b", "full"), ("i", "internet"), ("n", "none")):
+            home.vmgr(
+                "create", name, "--image", "debian", "--memory", "256M", "--cpus", "1",
+                "--net", access,
+            )  # fmt: skip
+            home.vmgr("start", name)
+        yield home
+
+
+def test_what_each_access_reaches(world: NetworkedHome) -> None:
+    assert world.says("a", INTERNET) == (0, f"hello from {INTERNET}")
+    assert world.says("a", LAN) == (0, f"hello from {LAN}")
+    assert world.says("i", INTERNET) == (0, f"hello from {INTERNET}")
+    # Refused at once, not timed out: 124 would be timeout's.
+    b = world.json("info", "b")["network"]["address"]
+    for machine, address in (
+        ("i", LAN), ("i", HOST), ("i", b), ("i", "198.19.255.2"),
+        ("n", INTERNET), ("n", LAN), ("n", b), ("a", "198.19.255.2"), ("a", "198.19.0.1"),
+    ):  # fmt: skip
+        code, said = world.says(machine, address)
+        assert code == 1, (machine, address, said)
+        assert "refused" in said or "No route" in said, said
+
+
+def test_machines_know_each_others_names(world: NetworkedHome) -> None:
+    world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
+    done = world.vmgr("exec", "a", "--", "getent", "ahostsv4", "b.vmgr.internal")
+    assert world.json("info", "b")["network"]["address"] in done.stdout.decode()
+    assert world.vmgr("exec", "a", "--", "getent", "hosts", "nobody", check=False).returncode == 2
+    assert world.vmgr("exec", "n", "--", "getent", "hosts", "b", check=False).returncode == 2
+
+
+def test_a_denied_connection_is_an_event(world: NetworkedHome) -> None:
+    since = world.last_event()
+    world.says("i", LAN)
+    event = world.wait_for_event("network.denied", since)
+    assert event["machine"] == "i"
+    assert event["data"] == {"address": LAN, "protocol": "tcp", "port": 80}
+
+
+def test_a_machine_cannot_speak_under_another_address(world: NetworkedHome) -> None:
+    b = world.json("info", "b")["network"]["address"]
+    script = f"ip address add {b}/32 dev eth0; ping -c 2 -i 0.2 -W 2 -I {b} 198.19.0.1; r=$?; "
+    script += f"ip address del {b}/32 dev eth0; exit $r"
+    assert world.vmgr("exec", "a", "--", "sh", "-c", script, check=False).returncode == 1
+    mac = "ip link set eth0 address 02:00:00:00:00:77; ping -c 1 -W 5 198.19.0.1"
+    world.vmgr("exec", "n", "--", "sh", "-c", mac, check=False)  # it harms nobody else
+    world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
+
+
+@pytest.mark.parametrize("victims", [["switchboard"], ["egress"], ["helper"],
+                                     ["helper", "switchboard"]])  # fmt: skip
+def test_killed_processes_come_back(world: NetworkedHome, victims: list[str]) -> None:
+    pids = {
+        name: world.helper_pid() if name == "helper" else world.network_process(name)
+        for name in victims
+    }
+    since = world.last_event()
+    for name in victims:
+        kill_and_wait(pids[name])
+    if "helper" not in victims:
+        world.wait_for_event("network.restarted", since)
+    world.vmgr("exec", "a", "--", "true")
+    assert world.says("a", INTERNET) == (0, f"hello from {INTERNET}")
+    world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
+    assert world.says("i", LAN)[0] == 1
+
+
+SERVE = """
+use IO::Socket::INET;
+my $listening = IO::Socket::INET->new(LocalPort => $ARGV[0], Listen => 64, ReuseAddr => 1) or die;
+$| = 1; print "listening\\n";
+while (my $client = $listening->accept) {
+  my @asked = <$client>;  # to its end: the client has half-closed
+  print $client "machine got: @asked";
+  close $client;
+}
+"""
+ASK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as sock:
+    sock.sendall(b"question")
+    sock.shutdown(socket.SHUT_WR)
+    answer = b""
+    while part := sock.recv(4096):
+        answer += part
+print(answer.decode(), end="")
+"""
+
+
+def ask(world: NetworkedHome, address: str, port: int) -> str:
+    done = subprocess.run(
+        [
+            "nsenter", f"--net=/proc/{world.host}/ns/net", sys.executable, "-c", ASK, address,
+            str(port),
+        ],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.stdout or done.stderr.strip().splitlines()[-1]
+
+
+def test_ports_of_the_host_lead_into_a_machine(world: NetworkedHome) -> None:
+    with world.start("exec", "a", "--", "perl", "-e", SERVE, "80") as serving:
+        assert serving.stdout is not None
+        assert select.select([serving.stdout], [], [], 60)[0]
+        assert serving.stdout.readline() == b"listening\n"
+        world.vmgr("port", "add", "a", "8080:80")
+        for address in ("127.0.0.1", "::1"):
+            assert ask(world, address, 8080) == "machine got: question"
+        (port,) = world.json("port", "ls", "a")
+        assert port["open"]
+        again = world.vmgr("port", "add", "b", "8080:80", check=False)
+        assert b"leads to machine a already" in again.stderr
+        taken = world.vmgr("port", "add", "a", f"{HOST}:80:80", check=False)
+        assert b"cannot be had" in taken.stderr
+        assert b"Connection refused" in ask(world, HOST, 8080).encode(), "only this computer"
+        # It is served while there is no helper, by another switchboard, and after both have gone.
+        kill_and_wait(world.helper_pid())
+        assert ask(world, "127.0.0.1", 8080) == "machine got: question"
+        assert world.json("port", "ls", "a")[0]["open"]
+        since = world.last_event()
+        kill_and_wait(world.network_process("switchboard"))
+        world.wait_for_event("port.opened", since)
+        assert ask(world, "127.0.0.1", 8080) == "machine got: question"
+        world.vmgr("port", "rm", "a", "8080:80")
+        assert "refused" in ask(world, "127.0.0.1", 8080)
+        serving.kill()
+
+
+def test_the_network_ends_with_the_last_machine(world: NetworkedHome) -> None:
+    for name in ("a", "b", "i", "n"):
+        world.vmgr("kill", name)
+    world.vmgr("helper", "stop")
+    world.wait_for_no("vmgr.helper")
+    assert world.processes() == []
