@@ -38,11 +38,17 @@ class Home:
     root: Path
     data: Path
     cache: Path
+    templates: bool = False
     environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("home", "state", "config", "run"):
             (self.root / name).mkdir(mode=0o700)
+        if not self.templates:
+            # A template is built in the background after a boot: work that most tests do not want.
+            configuration = self.root / "config/vmgr/config.toml"
+            configuration.parent.mkdir(mode=0o700)
+            configuration.write_text("[template]\nmax = 0\n")
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),
@@ -268,6 +274,18 @@ def home(shared_images: tuple[Path, Path], request: pytest.FixtureRequest) -> It
     if getattr(request.node, "failed", False):
         sys.stderr.write(home.logs())
     home.close()
+
+
+@pytest.fixture
+def template_home(shared_images: tuple[Path, Path]) -> Iterator[Home]:
+    """The same, in which machines start from templates; there is none yet."""
+    data, cache = shared_images
+    root = short_directory()
+    shutil.rmtree(cache / "vmgr/templates", ignore_errors=True)
+    home = Home(root, data, cache, templates=True)
+    yield home
+    home.close()
+    shutil.rmtree(cache / "vmgr/templates", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

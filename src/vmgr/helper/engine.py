@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
-import uuid
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from vmgr._version import __version__
@@ -20,19 +17,15 @@ from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
 from vmgr.helper.plugging import Plugging
-from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.relay import exit_result
-from vmgr.image import base_of, create_disk
+from vmgr.helper.starting import Starting
 from vmgr.vmm import (
     Accelerator,
-    BootPolicy,
     ProbeCache,
     Qemu,
     StopDeadlines,
     Vmm,
     VmmExit,
-    VmmSpec,
-    boot,
     find_qemu,
     orderly_stop,
     probe_accelerator,
@@ -44,37 +37,23 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vmgr.agent import AgentEvent, AgentHello, Job, JobSink
+    from vmgr.agent import AgentEvent, Job, JobSink
     from vmgr.api.models import ExecSpec, SandboxLevel, StopMachine
     from vmgr.config import Config
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.helper.tasks import Tasks
-    from vmgr.helper.templates import Ready
-    from vmgr.kernel import KernelBundle
     from vmgr.sandbox import Sandbox
 
     Progress = Callable[[str, float | None], None]
 
 __all__ = ["Engine"]
 
-ENTROPY_BYTES: Final = 256
-# A restored machine answers within a tenth of a second; one that does not is booted instead.
-_RESTORE_POLICY: Final = BootPolicy(silence=20.0, deadline=20.0, attempts=1)
 ADOPT_DEADLINE: Final = 10.0  # seconds for the agent's answer after a helper's death
 RECONNECT_PAUSE: Final = 1.0
 RECONNECT_DEADLINE: Final = 60.0  # a machine under emulation on a busy host may take long
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Host:
-    """What a machine is started with."""
-
-    qemu: Qemu
-    accelerator: Accelerator
-    sandbox: Sandbox
 
 
 class Engine:
@@ -96,8 +75,8 @@ class Engine:
         self._helper = helper
         self._on_end = on_end
         self._probes = ProbeCache(services.paths.probes)
-        self._host_boot_id: str | None = None
         self._plugging = Plugging(helper)
+        self._starting = Starting(services, helper, self, self._plugging)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -147,214 +126,19 @@ class Engine:
         found.require(cast("SandboxLevel", config.get("sandbox.require")))
         return found
 
-    # -- booting ----------------------------------------------------------------------------
+    # -- starting ---------------------------------------------------------------------------
 
     async def start(self, machine: Machine, progress: Progress, *, cold: bool = False) -> None:
-        """Start a stopped machine and wait until it is ready. The caller holds its lock.
+        """Start a machine and look after it; see `vmgr.helper.starting`."""
+        await self._starting.start(machine, progress, cold=cold)
 
-        One that never ran goes on where a template of its kind stands, if there is one; all others
-        boot, and so does one that does not come up from its template.
+    def started(self, machine: Machine, vmm: Vmm) -> None:
+        """A machine runs: see its end, and keep its agent reached."""
+        self._watch(machine, vmm)
+        self._keep(machine, vmm)
 
-        Args:
-            cold: boot it in any case.
-
-        Raises:
-            BootError: it never became ready.
-            VmgrError: it could not be started; the machine is stopped, with the reason.
-        """
-        ready = None
-        if machine.row.pristine:
-            cold = cold or machine.row.cold
-            ready = None if cold else await self._helper.templates.find(machine.row)
-        try:
-            if machine.row.pristine:
-                await self._fit_disk(machine, ready)
-            await self._start(machine, ready, progress)
-        finally:
-            if ready is not None:
-                ready.close()
-        if machine.row.started_from == "boot":
-            await self._helper.templates.wanted(machine.row)
-
-    async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:
-        """Make the disk of a machine that never ran what it will start from."""
-        wanted = None if ready is None else ready.template.record.id
-        if machine.row.template == wanted:
-            return
-        if ready is not None:
-            await self._helper.templates.copy_disk(ready, machine.paths.disk)
-        else:
-            image = await self._helper.images.resolve(machine.row.image_digest)
-            await create_disk(
-                image, machine.paths.disk, machine.row.disk_bytes, self._services.executors.files
-            )
-        await machine.save(template=wanted)
-
-    async def _start(self, machine: Machine, ready: Ready | None, progress: Progress) -> None:
-        kernel = await self._helper.images.kernel(progress)
-        qemu = await self.qemu()
-        accelerator = await self.accelerator(kernel.kernel)
-        config = await self._helper.settings()
-        sandbox = await self.sandbox(config)
-        progress(f"starting {machine.name}", None)
-        began = time.time()
-        machine.kill_reason = None
-        await machine.move(
-            "start",
-            kernel=kernel.release,
-            kernel_digest=kernel.digest,
-            started_at=began,
-            host_boot_id=await self._boot_id(),
-            accelerator=accelerator.name,
-            qemu=qemu.version,
-            machine_type=qemu.machine_type,
-            sandbox=sandbox.level,
-            started_from="boot" if ready is None else "template",
-            resync_keys=[] if ready is None else ready.template.record.saved.resync_keys,
-            boot_id=None,
-        )
-        spec = await self._spec(machine, kernel)
-        policy = BootPolicy(
-            silence=float(config.get("boot.silence_timeout")),
-            deadline=float(config.get("boot.timeout")),
-        )
-        host = _Host(qemu, accelerator, sandbox)
-        try:
-            if ready is None or not await self._restored(machine, spec, ready, host):
-                await self._bring_up(machine, spec, host, policy)
-            await machine.move(
-                "ready", boot_seconds=time.time() - began, pristine=False, template=None,
-                boot_id=machine.greeting.boot_id, booted_init=machine.greeting.init,
-            )  # fmt: skip
-        except BaseException as error:
-            vmm, machine.vmm = machine.vmm, None
-            if machine.channel is not None:
-                machine.channel.close()
-                machine.channel = None
-            if vmm is not None:
-                await asyncio.shield(_end(vmm, "its start failed"))
-            reason = machine.kill_reason or _one_sentence(error)
-            await asyncio.shield(
-                machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
-            )
-            raise
-        assert machine.vmm is not None  # noqa: S101 (it has been brought up)
-        self._watch(machine, machine.vmm)
-        self._keep(machine, machine.vmm)
-
-    async def _restored(self, machine: Machine, spec: VmmSpec, ready: Ready, host: _Host) -> bool:
-        """Let it go on where its template stands; False when that does not work.
-
-        Then its disk is a new one: nothing of a person's has run on it.
-        """
-        restored = replace(spec, restore=ready.restore)
-        try:
-            await self._bring_up(machine, restored, host, _RESTORE_POLICY)
-        except VmgrError as error:
-            if machine.kill_reason is not None:
-                raise
-            log.warning("machine %s boots, as its template failed: %s", machine.name, error)
-            await self._helper.templates.distrust(ready, error.message)
-        else:
-            return True
-        await machine.save(started_from="boot", resync_keys=[], vmm_pid=None, vmm_start_time=None)
-        await self._fit_disk(machine, None)
-        return False
-
-    async def _bring_up(
-        self, machine: Machine, spec: VmmSpec, host: _Host, policy: BootPolicy
-    ) -> None:
-        """Start the VMM and wait until its agent answers and knows which machine it is in.
-
-        Where that fails the VMM has ended.
-        """
-        keys = machine.row.resync_keys
-
-        async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
-            async with self._plugging.place(machine) as network:
-                vmm = await Vmm.start(
-                    replace(spec, network=network), machine.paths, host.qemu, host.accelerator,
-                    self._services.executors.files, sandbox=host.sandbox, verbose=verbose,
-                )  # fmt: skip
-            machine.vmm = vmm
-            try:
-                # Named in the row at once: a helper that dies now must find it.
-                await machine.save(vmm_pid=vmm.pid, vmm_start_time=vmm.start_time, resync_keys=keys)
-            except BaseException:
-                await asyncio.shield(_end(vmm, "it could not be written down"))
-                raise
-            if machine.kill_reason is not None:  # `kill` came before there was anything to kill
-                await vmm.kill(machine.kill_reason, at_once=True)
-            return vmm
-
-        async def hello(vmm: Vmm) -> tuple[AgentChannel, AgentHello]:
-            del vmm
-            channel = await self._connect(machine)
-            try:
-                return channel, await channel.hello()
-            except BaseException:
-                channel.close()
-                raise
-
-        def failed_boot(*, attempt: int, reason: str) -> None:
-            self._services.events.publish(
-                "machine.boot-failed", machine.name, attempt=attempt, reason=reason
-            )
-
-        try:
-            booted = await boot(machine.name, start, hello, policy, on_failed_boot=failed_boot)
-        except BaseException:
-            machine.vmm = None
-            raise
-        channel, greeting = booted.hello
-        try:
-            await self._introduce(machine, channel, greeting)
-        except BaseException:
-            machine.vmm = None
-            channel.close()
-            await asyncio.shield(_end(booted.vmm, "its agent did not answer"))
-            raise
-        machine.connected(channel, greeting)
-
-    async def _introduce(
-        self, machine: Machine, channel: AgentChannel, greeting: AgentHello
-    ) -> None:
-        """Tell a machine who it is, before anything of the person's runs in it."""
-        entropy = secrets.token_bytes(ENTROPY_BYTES)
-        if machine.row.started_from != "template":
-            # The emulated clock chip counts whole seconds.
-            await channel.clock(time.time_ns())
-            await channel.configure(hostname=machine.name, entropy=entropy)
-            await self._plugging.tell(machine, channel)
-            return
-        has_init = greeting.init != "agent"
-        await self._plugging.tell(machine, channel)
-        await channel.configure(
-            hostname=machine.name,
-            entropy=entropy,
-            machine_id=uuid.uuid4().hex if has_init else None,
-            realtime_ns=time.time_ns(),
-            renew=has_init,
-            thaw=True,
-        )
-
-    async def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
-        row = machine.row
-        image = await self._helper.images.resolve(row.image_digest)
-        return VmmSpec(
-            machine_id=row.id,
-            name=row.name,
-            cpus=row.cpus,
-            memory_bytes=row.memory_bytes,
-            kernel=kernel.kernel,
-            initramfs=kernel.initramfs,
-            modules=kernel.modules,
-            disk=machine.paths.disk,
-            backing=(base_of(image, row.disk_bytes),),
-            init=row.init,
-        )
-
-    async def _connect(self, machine: Machine) -> AgentChannel:
+    async def connect(self, machine: Machine) -> AgentChannel:
+        """Connect to a machine's agent; waits for no answer."""
         return await AgentChannel.connect(
             machine.paths.agent_socket,
             ResyncKeys(machine),
@@ -363,11 +147,6 @@ class Engine:
             on_event=lambda event: self._agent_event(machine, event),
             logger=log,
         )
-
-    async def _boot_id(self) -> str:
-        if self._host_boot_id is None:
-            self._host_boot_id = await self._services.executors.in_files(host_boot_id)
-        return self._host_boot_id
 
     # -- after a helper's death -----------------------------------------------------------------
 
@@ -395,7 +174,7 @@ class Engine:
         deadline = ADOPT_DEADLINE
         if booting:
             deadline = float((await self._helper.settings()).get("boot.timeout"))
-        channel = await self._connect(machine)
+        channel = await self.connect(machine)
         try:
             async with asyncio.timeout(deadline):
                 greeting = await channel.hello()
@@ -417,7 +196,7 @@ class Engine:
             return
         if booting:
             # Whether the helper that started it came to this, nobody knows; twice does no harm.
-            await self._introduce(machine, channel, greeting)
+            await self._starting.introduce(machine, channel, greeting)
         machine.connected(channel, greeting)
         self._keep(machine, vmm)
         if machine.status != "running":
@@ -539,7 +318,7 @@ class Engine:
         while machine.vmm is vmm and vmm.running and not self._helper.stopping.is_set():
             channel = None
             try:
-                channel = await self._connect(machine)
+                channel = await self.connect(machine)
                 async with asyncio.timeout(RECONNECT_DEADLINE):
                     greeting = await channel.hello()
             except (VmgrError, TimeoutError) as error:
@@ -607,17 +386,6 @@ class Engine:
         ]
 
 
-async def _end(vmm: Vmm, reason: str) -> None:
-    await vmm.kill(reason, at_once=True)
-    await vmm.close()
-
-
 def _label(spec: ExecSpec) -> str:
     text = "login shell" if spec.login else " ".join(spec.argv)
     return text.encode()[:256].decode(errors="ignore")
-
-
-def _one_sentence(error: BaseException) -> str:
-    if isinstance(error, asyncio.CancelledError):
-        return "its start was cancelled"
-    return error.message if isinstance(error, VmgrError) else repr(error)

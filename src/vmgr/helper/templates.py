@@ -351,6 +351,8 @@ def _read_sound(template: Template) -> bytes:
     try:
         if file_checksum(template.disk) != template.record.disk_checksum:
             raise StateError(f"the template {template.key} is damaged: its disk has changed")
+        if file_checksum(template.devices) != template.record.devices_checksum:
+            raise StateError(f"the template {template.key} is damaged: its devices have changed")
         return template.devices.read_bytes()
     except OSError as error:
         raise StateError(f"the template {template.key} cannot be read") from error

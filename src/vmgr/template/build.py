@@ -106,7 +106,11 @@ async def build_template(
             def finish() -> None:
                 for path in (paths.console_log, paths.vmm_log):
                     path.unlink(missing_ok=True)
-                whole = msgspec.structs.replace(record, disk_checksum=file_checksum(paths.disk))
+                whole = msgspec.structs.replace(
+                    record,
+                    disk_checksum=file_checksum(paths.disk),
+                    devices_checksum=file_checksum(stage / "devices"),
+                )
                 (stage / RECORD).write_bytes(msgspec.json.encode(whole))
 
             await in_thread(executor, finish)
@@ -161,7 +165,8 @@ async def _boot_and_save(
         id=secrets.token_hex(8),
         image_digest=plan.image.digest,
         disk_bytes=plan.disk_bytes,
-        disk_checksum=0,
+        disk_checksum=0,  # when the VMM has ended
+        devices_checksum=0,
         saved=msgspec.structs.replace(saved, resync_keys=list(await keys.candidates())),
     )
 

@@ -44,6 +44,7 @@ class TemplateRecord(msgspec.Struct, kw_only=True, frozen=True):
     image_digest: str
     disk_bytes: int
     disk_checksum: int
+    devices_checksum: int
     saved: SavedState
 
 
