@@ -78,6 +78,10 @@ class RawBoot:
         self.argv = [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
         while not Path(self.argv[0]).name.startswith("qemu-system"):
             del self.argv[0]  # what sandboxes it
+        if "-netdev" in self.argv:  # its other end is the switchboard's
+            at = self.argv.index("-netdev")
+            del self.argv[at : at + 2]
+            self.argv = [argument.replace(",netdev=uplink", "") for argument in self.argv]
         self.directory = directory
         at = self.argv.index("-initrd") + 1
         initramfs = directory / "initramfs"
@@ -132,7 +136,7 @@ def measure(client: Client, image: str | None, pairs: int) -> list[Row]:
     start = Row("vmgr start to first exec answered", "ms")
     hello = Row("  of it: VMM start to agent's hello", "ms")
     command = Row("  of it: first exec", "ms")
-    machine = client.machine_create(CreateMachine(name="bench-boot", image=image))
+    machine = client.machine_create(CreateMachine(name="bench-boot", image=image, cold=True))
     with tempfile.TemporaryDirectory(prefix="vmgr-bench-") as directory:
         try:
             recipe = RawBoot(client.machine_start(machine.name), Path(directory))

@@ -21,6 +21,7 @@ import forwarding
 import helper
 import roundtrip
 import sandbox
+import template
 from clock import Row, table
 from vmgr.api.models import ImageBuild
 from vmgr.client.sync import Client
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "forwarding": forwarding.measure,
     "helper": helper.measure,
     "sandbox": sandbox.measure,
+    "template": template.measure,
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,8 @@ def apt_with(tmp_path: Path, *sources: str) -> Apt:
     directory = tmp_path / "etc"
     (directory / "sources.list.d").mkdir(parents=True)
     (directory / "sources.list.d/x.sources").write_text("\n".join(sources))
-    return Apt(Paths.from_environment({"VMGR_HOME": str(tmp_path / "home")}), directory=directory)
+    paths = Paths.from_environment({"VMGR_HOME": str(tmp_path / "home")})
+    return Apt(paths, ThreadPoolExecutor(1), directory=directory)
 
 
 def source(uri: str, suite: str) -> str:
@@ -87,7 +89,7 @@ async def test_a_repository_that_only_calls_its_suite_like_debian_is_left_out(
 async def test_the_hosts_mirrors_are_found_and_asked_without_root(tmp_path: Path) -> None:
     steps: list[str] = []
     tell: Progress = lambda message, _fraction: steps.append(message)  # noqa: E731 (typed by its name)
-    apt = Apt(Paths.from_environment({"VMGR_HOME": str(tmp_path)}))
+    apt = Apt(Paths.from_environment({"VMGR_HOME": str(tmp_path)}), ThreadPoolExecutor(1))
     found = await apt.sources(tell)
     assert {suite.split("-")[0] for s in found for suite in s.suites} <= {
         host_codename(), "stable", "oldstable", "testing",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.artifact.faults import failed
 from vmgr.artifact.sources import Source, debian_sources, read_sources
 from vmgr.artifact.sparse import allocated_bytes
+from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import NotFoundError, UnsupportedError
 from vmgr.paths import ensure_private_directory
@@ -26,6 +27,7 @@ from vmgr.spawner import Completed, ProcessFailedError, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from concurrent.futures import Executor
 
     from vmgr.artifact import Progress
     from vmgr.paths import Paths
@@ -102,11 +104,15 @@ class Apt:
 
     Args:
         paths: `paths.apt` is where it keeps that state.
+        executor: for looking into directories.
         directory: the apt directory whose sources count.
     """
 
-    def __init__(self, paths: Paths, *, directory: Path = _APT_DIRECTORY) -> None:
+    def __init__(
+        self, paths: Paths, executor: Executor, *, directory: Path = _APT_DIRECTORY
+    ) -> None:
         self._root = paths.apt
+        self._executor = executor
         self._directory = directory
         self._sources: list[Source] | None = None
         self._fetched_at = 0.0
@@ -165,8 +171,10 @@ class Apt:
             await self._apt_get("download", wanted, cwd=directory, deadline=_DOWNLOAD_DEADLINE)
         # apt writes the epoch's colon as %3a, see apt-get(8).
         version = package.version.replace(":", "%3a")
-        for path in directory.glob(f"{package.name}_{version}_*.deb"):
-            return path
+        pattern = f"{package.name}_{version}_*.deb"
+        found = await in_thread(self._executor, lambda: sorted(directory.glob(pattern)))
+        if found:
+            return found[0]
         raise NotFoundError(f"the mirrors no longer have {wanted}", next_step="try again")
 
     def clean(self) -> int:
@@ -203,7 +211,9 @@ class Apt:
     async def _refresh(self, progress: Progress) -> list[Source]:
         require("apt-get", "apt-cache")
         codename = host_codename()
-        candidates = debian_sources(read_sources(self._directory), codename)
+        candidates = debian_sources(
+            await in_thread(self._executor, read_sources, self._directory), codename
+        )
         if not candidates:
             raise _no_sources()
         progress("Fetching the package lists of the host's Debian mirrors", None)

@@ -82,7 +82,7 @@ class ImageFiles:
     def __init__(self, paths: Paths, executor: Executor) -> None:
         self._root = paths.images
         self._executor = executor
-        self._apt = Apt(paths)
+        self._apt = Apt(paths, executor)
         self._privilege: Privilege | None = None
 
     async def list(self) -> list[Image]:

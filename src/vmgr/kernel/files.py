@@ -77,7 +77,7 @@ class KernelFiles:
     def __init__(self, paths: Paths, executor: Executor) -> None:
         self._root = paths.kernels
         self._executor = executor
-        self._apt = Apt(paths)
+        self._apt = Apt(paths, executor)
         self._lock = asyncio.Lock()
 
     async def ensure(
@@ -230,7 +230,7 @@ class KernelFiles:
         tree, ready = stage / "tree", stage / "ready"
         progress("Unpacking the kernel", None)
         await run(["dpkg-deb", "-x", deb, tree], env=build_environment(), deadline=_DEADLINE)
-        release, lib = _find_release(tree)
+        release, lib = await self._in_executor(_find_release, tree)
         modules = lib / release
         (ready / "boot").mkdir(parents=True)
         progress("Unpacking the kernel's modules", None)
