@@ -1,8 +1,8 @@
 """Finding vmgr's processes and putting together what is seen and what is wrong.
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
-template; monitors are the parents of VMMs that run in a sandbox; every further child of the helper is a
-worker: qemu-img, builders of images.
+template; monitors are the parents of VMMs that run in a sandbox; every further child of the helper
+is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
