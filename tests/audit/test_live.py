@@ -32,6 +32,10 @@ def roles(report: Any) -> list[str]:
     return sorted(process["role"] for process in report["processes"])
 
 
+def machines(report: Any) -> set[str]:
+    return {p["machine"] for p in report["processes"] if p["role"] == "vmm" and p["machine"]}
+
+
 def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: Home) -> None:
     assert audit(home)["problems"] == []
     for name in ("one", "two"):
@@ -39,8 +43,8 @@ def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: H
         home.vmgr("start", name)
     report = audit(home)
     assert report["problems"] == []
-    assert roles(report) == ["helper", "monitor", "monitor", "vmm", "vmm"]
-    assert {p["pid"] for p in report["processes"] if p["role"] == "vmm"} == set(home.vmms())
+    assert machines(report) == {"one", "two"}
+    assert roles(report).count("monitor") == roles(report).count("vmm") >= 2
 
     busy = home.start("exec", "one", "--", "sh", "-c", "echo up; exec yes")
     assert busy.stdout is not None
@@ -50,11 +54,11 @@ def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: H
     busy.kill()
     busy.communicate()
 
-    before = set(home.vmms())
+    before = {home.json("info", name)["vmm"]["pid"] for name in ("one", "two")}
     home.kill_helper()
     report = audit(home)
     assert report["problems"] == []
-    assert {p["pid"] for p in report["processes"] if p["role"] == "vmm"} == before
+    assert before <= {p["pid"] for p in report["processes"] if p["role"] == "vmm"}
     text = home.vmgr("doctor", "--audit").stdout.decode()
     assert "all rules kept" in text
     assert "not dumped" in text

@@ -1,7 +1,8 @@
 """Finding vmgr's processes and putting together what is seen and what is wrong.
 
-The helper is who asks; VMMs are those of its machines; monitors are the parents of VMMs that run in
-a sandbox; every further child of the helper is a worker: qemu-img, builders of images.
+The helper is who asks; VMMs are those of its machines, and those that it has started for a
+template; monitors are the parents of VMMs that run in a sandbox; every further child of the helper
+is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from vmgr.audit.proc import look, signal_name, unix_sockets
 from vmgr.audit.rules import Surroundings, problems, purpose_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmgr.audit.proc import Seen
     from vmgr.audit.rules import Role
     from vmgr.paths import Paths
@@ -45,20 +48,10 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
         uid=os.getuid(),
     )
     reports = [_report("helper", own, None, around)]
-    told = {own.pid}
-    for vmm in vmms:
+    named = {vmm.pid: vmm for vmm in vmms}
+    for role, pid in _below(own.pid, named):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            seen = look(vmm.pid)
-            reports.append(_report("vmm", seen, vmm, around))
-            told.add(vmm.pid)
-            if vmm.level not in {None, "filter"} and seen.parent not in told:
-                monitor = look(seen.parent)
-                if Path(monitor.program).name == "bwrap":
-                    reports.append(_report("monitor", monitor, vmm, around))
-                    told.add(monitor.pid)
-    for pid in _children(own.pid) - told:
-        with contextlib.suppress(OSError):
-            reports.append(_report("worker", look(pid), None, around))
+            reports.append(_report(role, look(pid), named.get(pid), around))
     return AuditReport(
         processes=reports,
         problems=[
@@ -100,14 +93,53 @@ def _report(role: Role, seen: Seen, vmm: Vmm | None, around: Surroundings) -> Au
         core_limit=seen.core_limit,
         environment=seen.environment,
         guest_memory=seen.guest_memory,
-        problems=list(problems(role, seen, None if vmm is None else vmm.level, around)),
+        problems=list(problems(role, seen, _level(seen, vmm), around)),
     )
+
+
+def _level(seen: Seen, vmm: Vmm | None) -> str | None:
+    """The sandbox that a VMM was started in; of one that is no machine's, by who its parent is."""
+    if vmm is not None:
+        return vmm.level
+    return "namespaces" if _is_monitor(seen.parent) else "filter"
+
+
+def _below(helper: int, named: dict[int, Vmm]) -> Iterator[tuple[Role, int]]:
+    """What the helper and those before it have started, each with its role, VMMs first."""
+    children = _children(helper)
+    # A VMM that is no machine's (a template is being built) stands below a monitor as well.
+    unnamed = {pid for child in children if _is_monitor(child) for pid in _children(child)}
+    unnamed |= {pid for pid in children if "qemu-system" in _program(pid)}
+    vmms = named.keys() | unnamed
+    parents = {parent for pid in vmms if (parent := _parent(pid)) is not None}
+    monitors = {pid for pid in parents | children if _is_monitor(pid)}
+    yield from (("vmm", pid) for pid in sorted(vmms))
+    yield from (("monitor", pid) for pid in sorted(monitors))
+    yield from (("worker", pid) for pid in sorted(children - vmms - monitors))
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
+    except OSError:
+        return ""
+
+
+def _is_monitor(pid: int) -> bool:
+    return Path(_program(pid)).name == "bwrap"
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _children(pid: int) -> set[int]:
     """Children of a process, of all its threads; see "children" in proc(5)."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
             found |= set(map(int, (task / "children").read_text().split()))
     return found

@@ -15,13 +15,13 @@ from vmgr.api.models import AuditedMemory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NAMESPACES", "Seen", "look", "signal_name", "unix_sockets"]
+__all__ = ["NAMESPACES", "Seen", "is_guest_memory", "look", "signal_name", "unix_sockets"]
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _SECCOMP: Final[tuple[Literal["off", "strict", "filter"], ...]] = ("off", "strict", "filter")
-# QEMU names the memory that it makes after its back end; a template's is a file of ours.
-_GUEST_MEMORY: Final = re.compile(r"memfd:memory-backend|/templates?/")
+# QEMU names the memory that it makes after its back end; a saved one is loaded into ours.
+_GUEST_MEMORY: Final = re.compile(r"memfd:(memory-backend|vmgr-memory)")
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+\s*(.*)")
 
 
@@ -85,6 +85,11 @@ def look(pid: int) -> Seen:
         environment=sorted({os.fsdecode(entry.partition(b"=")[0]) for entry in environ} - {""}),
         guest_memory=list(_guest_memory(proc)),
     )
+
+
+def is_guest_memory(target: str) -> bool:
+    """Whether a file, by its name in /proc, is a machine's memory or is to become one's."""
+    return _GUEST_MEMORY.search(target) is not None
 
 
 def unix_sockets() -> dict[str, str]:

@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from vmgr.audit.proc import signal_name
+from vmgr.audit.proc import is_guest_memory, signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,12 +77,14 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     ours = target.startswith(around.directories)
     if role == "vmm":
         return _purpose_in_vmm(target, ours=ours)
+    if role == "helper" and is_guest_memory(target):
+        return "memory for machines to start from"  # as a file: it is not mapped here
     # 0, 1 and 2 are what its starter gave it.
     return "file of vmgr" if ours else standard or _DEVICES.get(target)
 
 
 def _purpose_in_vmm(target: str, *, ours: bool) -> str | None:
-    if "memfd:memory-backend" in target:
+    if is_guest_memory(target):
         return "the machine's memory"
     if target in {"/dev/kvm", "/dev/net/tun"}:
         return "CPU" if target == "/dev/kvm" else "tap"
