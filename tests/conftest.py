@@ -151,7 +151,8 @@ class Home:
 
     def processes(self, name: str = "") -> list[int]:
         """Live processes of this home whose command line holds `name`: helpers, VMMs, builders."""
-        marker = os.fsencode(self.root)
+        # A VMM that a template is built with has all its files in the cache, which homes share.
+        markers = [os.fsencode(self.root), os.fsencode(self.cache / "vmgr/templates")]
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -159,7 +160,7 @@ class Home:
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes()
                 environment = (entry / "environ").read_bytes()
-                if name.encode() in command and marker in command + environment:
+                if name.encode() in command and any(m in command + environment for m in markers):
                     found.append(int(entry.name))
         return found
 

@@ -180,14 +180,11 @@ def test_a_helper_killed_while_it_builds_leaves_nothing(template_home: Home) -> 
     home = template_home
     pid = home.helper_pid()
     builder = home.start("template", "build", *KIND)
-    events = home.start("events", "--json")
     assert builder.stderr is not None
     for line in builder.stderr:
         if b"settled" in line:
             break
     assert len(home.vmms()) == 1
-    events.kill()
-    events.communicate()
     home.kill_helper()
     builder.communicate(timeout=60)
     assert builder.returncode != 0
