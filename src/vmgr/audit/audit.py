@@ -1,7 +1,8 @@
 """Finding vmgr's processes and putting together what is seen and what is wrong.
 
 The helper is who asks; VMMs are those of its machines; monitors are the parents of VMMs that run in
-a sandbox; every further child of the helper is a worker: qemu-img, builders of images.
+a sandbox; what the network is made of (holder, switchboard, egress) is marked in its environment;
+every further child of the helper is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
                     told.add(monitor.pid)
     for pid in _children(own.pid) - told:
         with contextlib.suppress(OSError):
-            reports.append(_report("worker", look(pid), None, around))
+            seen = look(pid)
+            # Of vmgr.network.processes, which marks what it starts.
+            role: Role = "network" if "VMGR_NETWORK" in seen.environment else "worker"
+            reports.append(_report(role, seen, None, around))
     return AuditReport(
         processes=reports,
         problems=[
