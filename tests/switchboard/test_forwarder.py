@@ -182,7 +182,7 @@ async def test_many_short_connections_leave_nothing() -> None:
         for start in range(0, 2_000, 100):
             await asyncio.gather(*(one(start + k) for k in range(100)))
         assert not live
-        assert len(os.listdir("/proc/self/fd")) <= before + 4  # noqa: PTH208
+        assert len(os.listdir("/proc/self/fd")) <= before + 4 + 2 * 16  # spare pipes  # noqa: PTH208
 
 
 async def test_datagrams_of_two_clients_come_back_to_each() -> None:

@@ -1,8 +1,9 @@
 """Finding vmgr's processes and putting together what is seen and what is wrong.
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
-template; monitors are the parents of VMMs that run in a sandbox; every further child of the helper
-is a worker: qemu-img, builders of images.
+template; monitors are the parents of VMMs that run in a sandbox; what the network is made of
+(holder, switchboard, egress) is marked in its environment; every further child of the helper is a
+worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
     named = {vmm.pid: vmm for vmm in vmms}
     for role, pid in _below(own.pid, named):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            reports.append(_report(role, look(pid), named.get(pid), around))
+            seen = look(pid)
+            # Of vmgr.network.processes, which marks what it starts.
+            if role == "worker" and "VMGR_NETWORK" in seen.environment:
+                reports.append(_report("network", seen, None, around))
+            else:
+                reports.append(_report(role, seen, named.get(pid), around))
     return AuditReport(
         processes=reports,
         problems=[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Role", "Surroundings", "problems", "purpose_of"]
 
-Role = Literal["helper", "vmm", "monitor", "worker"]
+Role = Literal["helper", "vmm", "monitor", "network", "worker"]
 
 _UMASK: Final = 0o077
 _PIPE: Final = int(signal.SIGPIPE)
@@ -26,12 +26,14 @@ _FILE_SIZE: Final = int(signal.SIGXFSZ)
 # Python ignores SIGXFSZ itself, so that a too large file is an error; QEMU ignores SIGPIPE itself.
 _MAY_IGNORE: Final[dict[Role, set[int]]] = {
     "helper": {_PIPE, _FILE_SIZE}, "vmm": {_PIPE}, "monitor": set(), "worker": set(),
+    "network": {_PIPE, _FILE_SIZE},
 }  # fmt: skip
 # Those that they read from a signalfd instead of handling: QEMU's util/main-loop.c, bubblewrap.
 _MAY_BLOCK: Final[dict[Role, set[int]]] = {
     "helper": set(),
     "vmm": {signal.SIGBUS, signal.SIGUSR1, signal.SIGALRM, signal.SIGIO},
     "monitor": {signal.SIGCHLD},
+    "network": set(),
     "worker": set(),
 }
 _DEVICES: Final = {"/dev/urandom": "random numbers"}
@@ -69,7 +71,7 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     if kind == "socket":
         path = around.sockets.get(target)
         # Connections have no name; those of the network are not a VMM's.
-        nameless = role == "helper" or path is not None
+        nameless = role in {"helper", "network"} or path is not None
         return f"socket {path}" if path else "connection" if nameless else None
     standard = "standard stream" if number <= 2 else None  # noqa: PLR2004 (0, 1 and 2)
     if target == "/dev/null":
@@ -79,6 +81,8 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
         return _purpose_in_vmm(target, ours=ours)
     if role == "helper" and is_guest_memory(target):
         return "memory for machines to start from"  # as a file: it is not mapped here
+    if role == "network" and target == "/dev/net/tun":
+        return "tap"
     # 0, 1 and 2 are what its starter gave it.
     return "file of vmgr" if ours else standard or _DEVICES.get(target)
 
@@ -114,7 +118,7 @@ def _anyone(role: Role, seen: Seen, around: Surroundings) -> Iterator[str]:
         (seen.terminal, "it has a controlling terminal (rule 4)"),
         (seen.core_limit != 0, "it may leave a core dump (rule 7)"),
         (
-            role != "worker" and seen.cwd != "/",
+            role not in {"worker", "network"} and seen.cwd != "/",
             f"its working directory is {seen.cwd} (rule 4)",
         ),
     )

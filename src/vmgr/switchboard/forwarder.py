@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -28,6 +29,11 @@ _TURNS: Final = 16  # splices in one direction per turn
 _LIVE: Final = 16_384  # connections of all ports
 _CONNECT_DEADLINE: Final = 20.0
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time: close() sends RST
+
+_SPARE: Final = 16
+
+_spare: list[tuple[int, int]] = []
+"""Empty pipes for whoever has something to carry next: making one costs more than a splice."""
 
 Wake = Callable[[str], Awaitable[None]]
 
@@ -234,8 +240,11 @@ class _Way:
 
     def close(self) -> None:
         if self._pipe is not None:
-            for fd in self._pipe:
-                os.close(fd)
+            if not self._held and len(_spare) < _SPARE:
+                _spare.append(self._pipe)
+            else:
+                for fd in self._pipe:
+                    os.close(fd)
             self._pipe = None
 
     def _move(self) -> None:
@@ -302,8 +311,8 @@ class _Way:
 
 
 def _pipe() -> tuple[int, int]:
-    import fcntl
-
+    if _spare:
+        return _spare.pop()
     ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with contextlib.suppress(OSError):  # the user's share of pipe memory is used up: a small one
         fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE)

@@ -43,7 +43,9 @@ def need_of(spec: VmmSpec, accelerator: AcceleratorName) -> Need:
     devices = (KVM,) if accelerator == "kvm" else ()
     # QEMU takes its guest's memory only by a name, and a memfd has none but this.
     own_proc = spec.restore is not None
-    return Need(tuple(read_only), (spec.disk,), devices, own_proc=own_proc)
+    # Its own network leads nowhere, unless it was asked to reach what this user reaches.
+    network = spec.network is not None and spec.network.user_mode == "open"
+    return Need(tuple(read_only), (spec.disk,), devices, network=network, own_proc=own_proc)
 
 
 async def probe_vmm_sandbox(
