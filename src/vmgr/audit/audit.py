@@ -12,7 +12,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import AuditedFd, AuditedProcess, AuditReport
 from vmgr.audit.proc import look, signal_name, unix_sockets
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vmgr.paths import Paths
 
 __all__ = ["Vmm", "audit"]
+
+_EGRESS: Final = frozenset({"pasta", "passt", "slirp4netns"})
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _report(role: Role, seen: Seen, vmm: Vmm | None, around: Surroundings) -> Au
         core_limit=seen.core_limit,
         environment=seen.environment,
         guest_memory=seen.guest_memory,
-        problems=list(problems(role, seen, _level(seen, vmm), around)),
+        problems=list(problems(role, seen, _level(seen, vmm), around, settled=vmm is not None)),
     )
 
 
@@ -121,7 +123,8 @@ def _below(helper: int, named: dict[int, Vmm]) -> Iterator[tuple[Role, int]]:
     monitors = {pid for pid in parents | children if _is_monitor(pid)}
     yield from (("vmm", pid) for pid in sorted(vmms))
     yield from (("monitor", pid) for pid in sorted(monitors))
-    yield from (("worker", pid) for pid in sorted(children - vmms - monitors))
+    for pid in sorted(children - vmms - monitors):
+        yield ("network" if _is_network(pid) else "worker"), pid
 
 
 def _program(pid: int) -> str:
@@ -133,6 +136,15 @@ def _program(pid: int) -> str:
 
 def _is_monitor(pid: int) -> bool:
     return Path(_program(pid)).name == "bwrap"
+
+
+def _is_network(pid: int) -> bool:
+    """Whether it is the switchboard or the egress; see `vmgr.network`."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"vmgr.switchboard" in words or Path(os.fsdecode(words[0])).name in _EGRESS
 
 
 def _parent(pid: int) -> int | None:

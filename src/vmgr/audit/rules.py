@@ -26,7 +26,7 @@ _FILE_SIZE: Final = int(signal.SIGXFSZ)
 # Python ignores SIGXFSZ itself, so that a too large file is an error; QEMU ignores SIGPIPE itself.
 _MAY_IGNORE: Final[dict[Role, set[int]]] = {
     "helper": {_PIPE, _FILE_SIZE}, "vmm": {_PIPE}, "monitor": set(), "worker": set(),
-    "network": {_PIPE, _FILE_SIZE},
+    "network": {_PIPE, _FILE_SIZE},  # the switchboard is Python; slirp4netns ignores SIGPIPE itself
 }  # fmt: skip
 # Those that they read from a signalfd instead of handling: QEMU's util/main-loop.c, bubblewrap.
 _MAY_BLOCK: Final[dict[Role, set[int]]] = {
@@ -79,12 +79,16 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     ours = target.startswith(around.directories)
     if role == "vmm":
         return _purpose_in_vmm(target, ours=ours)
+    # 0, 1 and 2 are what its starter gave it.
+    return "file of vmgr" if ours else standard or _purpose_outside(role, target)
+
+
+def _purpose_outside(role: Role, target: str) -> str | None:
+    if role in {"helper", "network"} and target == "/dev/net/tun":
+        return "tap"
     if role == "helper" and is_guest_memory(target):
         return "memory for machines to start from"  # as a file: it is not mapped here
-    if role == "network" and target == "/dev/net/tun":
-        return "tap"
-    # 0, 1 and 2 are what its starter gave it.
-    return "file of vmgr" if ours else standard or _DEVICES.get(target)
+    return _DEVICES.get(target)
 
 
 def _purpose_in_vmm(target: str, *, ours: bool) -> str | None:
@@ -95,17 +99,22 @@ def _purpose_in_vmm(target: str, *, ours: bool) -> str | None:
     return "file of the machine" if ours else _DEVICES.get(target)
 
 
-def problems(role: Role, seen: Seen, level: str | None, around: Surroundings) -> Iterator[str]:
+def problems(
+    role: Role, seen: Seen, level: str | None, around: Surroundings, *, settled: bool = True
+) -> Iterator[str]:
     """The rules that a process breaks.
 
     Args:
         level: the sandbox that it was started in; for a VMM.
+        settled: whether it has started; a VMM's filter and memory come in its first moments.
     """
     yield from _anyone(role, seen, around)
     if role == "helper":
         yield from _helper(seen)
     if role in {"vmm", "monitor"}:
         yield from _sandboxed(role, seen, level, around)
+    if role == "vmm" and settled:
+        yield from _vmm(seen)
 
 
 def _anyone(role: Role, seen: Seen, around: Surroundings) -> Iterator[str]:
@@ -152,10 +161,8 @@ def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) 
         yield "it could gain privileges (no_new_privs is off)"
     for name in sorted(set(seen.environment) - _SANDBOXED_ENVIRONMENT):
         yield f"its environment has {name} (rule 4)"
-    if role == "vmm":
-        yield from _vmm(seen)
-        if level is None:
-            yield "which sandbox it was started in is not known"
+    if role == "vmm" and level is None:
+        yield "which sandbox it was started in is not known"
     # At the level `filter` that is all that the host permits; `info` and `doctor` say so.
     if role == "vmm" and level != "filter":
         yield from _apart(seen, around)
