@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 INTERNET, LAN, HOST = "203.0.113.1", "192.168.77.1", "192.168.77.2"
+PUBLIC = "203.0.113.9"  # the host's own, and no private one
 LISTENER = """
 import socket, threading
 def serve(address):
@@ -105,7 +106,8 @@ def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
             host,
             "ip link set lo up\n"
             f"ip link add up0 type veth peer name down0 netns {internet.pid}\n"
-            f"ip address add {HOST}/24 dev up0\nip link set up0 up",
+            f"ip address add {HOST}/24 dev up0\nip address add {PUBLIC}/32 dev lo\n"
+            "ip link set up0 up",
         )
         within(
             internet,
@@ -114,7 +116,7 @@ def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
             "ip link set down0 up",
         )
         within(host, f"ip route add default via {LAN}")
-        for where, addresses in ((internet, (INTERNET, LAN)), (host, (HOST, "127.0.0.1"))):
+        for where, addresses in ((internet, (INTERNET, LAN)), (host, (HOST, PUBLIC, "127.0.0.1"))):
             started(
                 stack, "nsenter", f"--net=/proc/{where.pid}/ns/net", sys.executable, "-c",
                 LISTENER.replace("ADDRESSES", repr(addresses)),
@@ -142,7 +144,7 @@ def test_what_each_access_reaches(world: NetworkedHome) -> None:
     # Refused at once, not timed out: 124 would be timeout's.
     b = world.json("info", "b")["network"]["address"]
     for machine, address in (
-        ("i", LAN), ("i", HOST), ("i", b), ("i", "198.19.255.2"),
+        ("i", LAN), ("i", HOST), ("i", PUBLIC), ("i", b), ("i", "198.19.255.2"),
         ("n", INTERNET), ("n", LAN), ("n", b), ("a", "198.19.255.2"), ("a", "198.19.0.1"),
     ):  # fmt: skip
         code, said = world.says(machine, address)

@@ -171,10 +171,14 @@ class Api(Streaming):
         return await self._helper.images.info(call.path["image"])
 
     async def image_remove(self, call: Call) -> m.ImageRemoved:
-        return await self._helper.images.remove(call.path["image"])
+        removed = await self._helper.images.remove(call.path["image"])
+        await self._helper.templates.remove_orphans()
+        return removed
 
     async def image_prune(self, _call: Call) -> m.ImageRemoved:
-        return await self._helper.images.prune()
+        removed = await self._helper.images.prune()
+        await self._helper.templates.remove_orphans()
+        return removed
 
     async def _channel(self, call: Call) -> AgentChannel:
         return await self._helper.machines.get(call.path["machine"]).ready_channel()

@@ -79,17 +79,19 @@ class Starting:
             VmgrError: it could not be started; the machine is stopped, with the reason.
         """
         ready = None
-        if machine.row.pristine:
+        first = machine.row.pristine
+        if first:
             cold = cold or machine.row.cold
             ready = None if cold else await self._helper.templates.find(machine.row)
         try:
-            if machine.row.pristine:
+            if first:
                 await self._fit_disk(machine, ready)
             await self._start(machine, ready, progress)
         finally:
             if ready is not None:
                 ready.close()
-        if machine.row.started_from == "boot":
+        # Only first starts use templates, so a machine that booted again says nothing of the next.
+        if first and machine.row.started_from == "boot":
             await self._helper.templates.wanted(machine.row)
 
     async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import TemplateInfo, TemplatesRemoved
+from vmgr.artifact.faults import failed
 from vmgr.artifact.threads import in_thread
 from vmgr.errors import NotFoundError, StateError, VmgrError
 from vmgr.helper.sharedwork import SharedWork
@@ -43,6 +44,8 @@ __all__ = ["Ready", "Templates"]
 
 _KEPT_OPEN: Final = 2
 """Memories that are held ready, beside those that running machines hold."""
+_UNUSED_SECONDS: Final = 600.0
+"""After so long without a start, loaded memories are let go of."""
 _SOME_FD: Final = 9  # in a key the number is nobody's
 _FICLONE: Final = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
@@ -89,6 +92,7 @@ class Templates:
         self._failed: set[str] = set()
         self._building = asyncio.Lock()
         self._shared = SharedWork()
+        self._expiry: asyncio.TimerHandle | None = None
         self._cpu: str | None = None
 
     # -- using ------------------------------------------------------------------------------
@@ -108,6 +112,7 @@ class Templates:
         async with self._loading:
             if (ready := self._loaded.pop(key, None)) is not None:
                 if await in_thread(self._services.executors.files, _is_same, ready.template):
+                    self._let_go_later()
                     self._loaded[key] = ready  # the latest used comes last
                     return ready.another()
                 ready.close()  # removed or replaced behind our back
@@ -124,13 +129,23 @@ class Templates:
                 await self._discard(key, error.message)
                 return None
             ready = self._loaded[key] = Ready(template, memory, devices)
+            self._let_go_later()
             while len(self._loaded) > _KEPT_OPEN:
                 self._loaded.pop(next(iter(self._loaded))).close()
             return ready.another()
 
+    def _let_go_later(self) -> None:
+        """Loaded memories take the host's memory: not longer than they are of use."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(_UNUSED_SECONDS, self.close)
+
     async def copy_disk(self, ready: Ready, target: Path) -> None:
         """Make a machine's disk what the template's was when it was saved; appears whole."""
-        await in_thread(self._services.executors.files, _copy_file, ready.template.disk, target)
+        try:
+            await in_thread(self._services.executors.files, _copy_file, ready.template.disk, target)
+        except OSError as error:
+            raise failed(error, "make the machine's disk", target.parent) from error
         await self._files.touch(ready.template)
 
     async def distrust(self, ready: Ready, reason: str) -> None:
@@ -159,9 +174,13 @@ class Templates:
 
     async def wanted(self, row: MachineRow) -> None:
         """A machine like this one has booted: have a template for the next, in the background."""
-        if not await self._limit():
+        try:
+            if not await self._limit():
+                return
+            plan = await self._plan(row)
+        except VmgrError as error:  # the machine runs all the same
+            log.warning("no template for machines like %s: %s", row.name, error)
             return
-        plan = await self._plan(row)
         if plan.key in self._failed or await self._files.get(plan.key) is not None:
             return
         self._tasks.start(self._build_quietly(plan), name=f"template {plan.key}")
@@ -303,6 +322,14 @@ class Templates:
             removed=[t.key for t in found], freed_bytes=sum(t.size_bytes for t in found)
         )
 
+    async def remove_orphans(self) -> None:
+        """Remove the templates of images that have gone."""
+        images = {image.digest for image in await self._helper.images.infos()}
+        for template in await self._files.all():
+            if template.record.image_digest not in images:
+                async with self._loading:
+                    await self._discard(template.key, "its image has gone")
+
     async def reconcile(self) -> None:
         """Remove what interrupted builds left."""
         for line in await self._files.reconcile():
@@ -310,6 +337,9 @@ class Templates:
 
     def close(self) -> None:
         """Let go of loaded memories; machines keep theirs."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         for key in list(self._loaded):
             self._forget(key)
 

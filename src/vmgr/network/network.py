@@ -11,9 +11,11 @@ so.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmgr.errors import VmgrError
@@ -268,7 +270,28 @@ def _plug(machine: str, name: str, identity: Identity, access: Access) -> m.Plug
         address4=str(identity.address4),
         address6=str(identity.address6),
         access=access,
+        host4=host_addresses(),
     )
+
+
+def host_addresses(table: Path = Path("/proc/net/fib_trie")) -> list[str]:
+    """This computer's own IPv4 addresses but those of its loopback, which nobody reaches anyway.
+
+    The kernel's routing table lists each as a leaf, `|-- ADDRESS`, with `/32 host LOCAL` below it.
+    """
+    found: set[str] = set()
+    address = ""
+    try:
+        text = table.read_text(encoding="ascii")  # procfs never blocks
+    except OSError:
+        return []
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["|--"]:
+            address = words[1]
+        elif words == ["/32", "host", "LOCAL"] and not address.startswith("127."):
+            found.add(str(ipaddress.IPv4Address(address)))
+    return sorted(found)
 
 
 def _held(plug: m.Plug, interface: str) -> m.Plug:

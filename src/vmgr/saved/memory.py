@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import MachineError, ResourceError, StateError
-from vmgr.spawner import run
+from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,13 +147,10 @@ async def load_memory(path: Path, size: int, checksum: int | None) -> int:
     with contextlib.ExitStack() as stack:
         source = _open_saved(path, size)
         stack.callback(os.close, source)
-        fd = os.memfd_create("vmgr-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = _new_memfd()
         on_failure = stack.enter_context(contextlib.ExitStack())
         on_failure.callback(os.close, fd)
-        done = await run(
-            copier_command("load", source, fd), pass_fds=[source, fd], deadline=_DEADLINE
-        )
-        _, found = outcome(done.stdout.decode().split(), "load a saved memory")
+        _, found = await _copied("load", [source, fd], "load a saved memory")
         if checksum is not None and found != checksum:
             raise StateError(f"the saved memory {path} is damaged")
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -170,10 +167,27 @@ async def memory_checksum(path: Path, size: int) -> int:
     """
     source = _open_saved(path, size)
     try:
-        done = await run(copier_command("check", source), pass_fds=[source], deadline=_DEADLINE)
+        return (await _copied("check", [source], f"read {path}"))[1]
     finally:
         os.close(source)
-    return outcome(done.stdout.decode().split(), f"read {path}")[1]
+
+
+async def _copied(what: str, fds: list[int], doing: str) -> list[int]:
+    try:
+        done = await run(copier_command(what, *fds), pass_fds=fds, deadline=_DEADLINE)
+    except (OSError, ProcessFailedError, TimeoutError) as error:
+        raise StateError(f"cannot {doing}: {error or 'it takes too long'}") from error
+    return outcome(done.stdout.decode().split(), doing)
+
+
+def _new_memfd() -> int:
+    try:
+        return os.memfd_create("vmgr-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot make room for a saved memory: {error.strerror}",
+            next_step="stop other machines or programs",
+        ) from error
 
 
 def _open_saved(path: Path, size: int) -> int:

@@ -54,6 +54,7 @@ class Saver:
         self._copier: Process | None = None
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
         self._go = -1
+        self._reading: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start copying; returns when only what the machine may still change is left.
@@ -89,9 +90,11 @@ class Saver:
             ResourceError, StateError: a file cannot be written.
         """
         await self._vmm.save_devices(self._devices)
-        await asyncio.get_running_loop().run_in_executor(self._executor, os.write, self._go, b"g")
-        async with asyncio.timeout(_COPY_DEADLINE):
-            line = await self._lines.get()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its last line says why
+            await asyncio.get_running_loop().run_in_executor(
+                self._executor, os.write, self._go, b"g"
+            )
+        line = await self._line(_COPY_DEADLINE)
         return outcome((line or "").split(), "write the machine's memory")[0]
 
     async def _begin(self) -> None:
@@ -100,6 +103,16 @@ class Saver:
             self._executor, GuestMemory.open, self._vmm.name, self._vmm.pid, self._size
         )
         self._stack.callback(memory.close)
+        try:
+            await self._start_copier(memory)
+        except OSError as error:
+            raise StateError(f"cannot copy the machine's memory: {error.strerror}") from error
+        line = await self._line(_READY_DEADLINE)
+        if line != "ready":
+            outcome((line or "").split(), "write the machine's memory")
+            raise StateError("cannot write the machine's memory: its copying broke off")
+
+    async def _start_copier(self, memory: GuestMemory) -> None:
         out, their_out = os.pipe2(os.O_CLOEXEC)
         theirs, self._go = os.pipe2(os.O_CLOEXEC)
         self._stack.callback(os.close, self._go)
@@ -117,11 +130,13 @@ class Saver:
             os.close(theirs)
             os.close(their_out)
             self._reading = asyncio.create_task(self._read(out), name="copier's words")
-        async with asyncio.timeout(_READY_DEADLINE):
-            line = await self._lines.get()
-        if line != "ready":
-            outcome((line or "").split(), "write the machine's memory")
-            raise StateError("cannot write the machine's memory: its copying broke off")
+
+    async def _line(self, deadline: float) -> str | None:
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._lines.get()
+        except TimeoutError:
+            raise StateError(f"the machine's memory was not copied within {deadline:g} s") from None
 
     async def _read(self, fd: int) -> None:
         async for line in _lines(fd):
@@ -131,6 +146,7 @@ class Saver:
     async def _end(self) -> None:
         if self._copier is not None:
             await asyncio.shield(self._copier.stop(_AT_ONCE))
+        if self._reading is not None:
             await self._reading
         self._stack.close()
 

@@ -146,6 +146,13 @@ class Firewall:
         """Make the table, in place of one that was there."""
         self.run(_TABLE)
 
+    def know_host(self, addresses: list[str]) -> None:
+        """These are the computer's own addresses, as they are now."""
+        commands = ["flush set inet vmgr host4"]
+        if addresses:
+            commands.append(f"add element inet vmgr host4 {{ {', '.join(addresses)} }}")
+        self.run("\n".join(commands))
+
     def admit(self, interface: str, address4: str, address6: str, access: str) -> None:
         """Rules for a machine behind `interface`."""
         self._elements("add", interface, address4, address6, access, f" : goto {access}")

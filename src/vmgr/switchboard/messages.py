@@ -64,6 +64,8 @@ class Plug(Request, frozen=True, kw_only=True, tag="plug"):
     access: Access
     interface: str | None = None
     """A tap that the machine holds already, from an earlier switchboard; None: a new one."""
+    host4: list[str] = []
+    """This computer's own addresses: whoever may not reach it may not reach those."""
 
 
 class Unplug(Request, frozen=True, kw_only=True, tag="unplug"):

@@ -218,6 +218,7 @@ class Switchboard:
             await self._unplug(plug.machine)
             name, fd = self._links.make(set(there))
         try:
+            self._firewall.know_host(plug.host4)
             self._firewall.admit(name, plug.address4, plug.address6, plug.access)
             self._machines[plug.machine] = _Plugged(plug, name)
             await self._links.raise_link(name, plug.mac, plug.address4, plug.address6)

@@ -20,9 +20,10 @@ import msgspec
 
 from vmgr._version import __version__
 from vmgr.agent import AgentChannel, MemoryKeyStore
+from vmgr.artifact.faults import failed
 from vmgr.artifact.staging import staging
 from vmgr.artifact.threads import in_thread
-from vmgr.errors import MachineError
+from vmgr.errors import ExecError, MachineError
 from vmgr.image import create_disk
 from vmgr.paths import MachinePaths
 from vmgr.saved import SavedState, Saver, memory_checksum
@@ -115,6 +116,8 @@ async def build_template(
 
             await in_thread(executor, finish)
             await files.publish(stage, plan.key)
+        except OSError as error:
+            raise failed(error, "make a template", files.root) from error
         finally:
             await asyncio.shield(in_thread(executor, _clear, runtime))
 
@@ -152,7 +155,7 @@ async def _boot_and_save(
             raise MachineError("the agent of the template's machine cannot hold it still")
         progress("Waiting until it has settled", None)
         await channel.clock(time.time_ns())
-        await channel.run([b"/bin/sh", b"-c", _SETTLE], deadline=_SETTLE_DEADLINE)
+        await _settle(channel)
         progress("Saving it", None)
         await channel.freeze()
         await channel.aclose()
@@ -169,6 +172,17 @@ async def _boot_and_save(
         devices_checksum=0,
         saved=msgspec.structs.replace(saved, resync_keys=list(await keys.candidates())),
     )
+
+
+async def _settle(channel: AgentChannel) -> None:
+    try:
+        await channel.run([b"/bin/sh", b"-c", _SETTLE], deadline=_SETTLE_DEADLINE)
+    except ExecError:
+        log.info("the template's machine has no shell: it is saved as it is")
+    except TimeoutError:
+        raise MachineError(
+            f"the template's machine has not settled within {_SETTLE_DEADLINE:g} s"
+        ) from None
 
 
 async def _save(

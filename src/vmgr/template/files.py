@@ -23,6 +23,7 @@ from vmgr.artifact.staging import discard, publish, remove_residue
 from vmgr.artifact.threads import in_thread
 from vmgr.errors import StateError
 from vmgr.saved import SavedState  # noqa: TC001 (msgspec resolves annotations at run time)
+from vmgr.spawner import ProcessFailedError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -105,13 +106,17 @@ class TemplateFiles:
         """Show a finished template; an older one of that key gives way."""
         target = self.root / key
         if await in_thread(self._executor, target.is_dir):
-            await discard(target)
+            await self.remove(key)
         await in_thread(self._executor, publish, stage, target)
 
     async def remove(self, key: str) -> None:
         """Remove a template. Machines that run from it have its memory open and go on."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             await discard(self.root / key)
+        except FileNotFoundError:
+            pass
+        except (OSError, ProcessFailedError) as error:
+            log.warning("the template %s is not removed: %s", key, error)
 
     async def touch(self, template: Template) -> None:
         """It has been used."""
