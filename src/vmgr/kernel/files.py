@@ -155,7 +155,7 @@ class KernelFiles:
         async with self._lock:
             newest = await self._in_executor(self._newest_part)
             freed = 0
-            for directory in self._parts():
+            for directory in await self._in_executor(self._parts):
                 if newest is None or directory != newest[0]:
                     freed += await self._in_executor(_freed, directory)
                     await discard(directory)
