@@ -211,3 +211,10 @@ def test_prune_removes_what_a_disk_of_another_size_left(home: Home) -> None:
     home.vmgr("rm", "m")
     home.vmgr("image", "prune")
     assert bases() == 0
+
+
+@pytest.mark.parametrize("image", ["debian", "debian-minimal"])
+def test_all_cpus_are_there_when_a_machine_is_ready(home: Home, image: str) -> None:
+    online = "cat /sys/devices/system/cpu/online"
+    done = home.vmgr("run", "--cpus", "2", image, "--", "sh", "-c", f"nproc; {online}")
+    assert done.stdout == b"2\n0-1\n"

@@ -1,5 +1,6 @@
 """What the command line must say. That QEMU takes it is seen in test_vmm.py."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,25 @@ def test_kernel_parameters() -> None:
     assert "tsc=reliable" not in kernel_command_line(spec(), "kvm", steady_tsc=True).split()
     assert "vmgr.init" not in kernel_command_line(spec(), "tcg")
     assert "quiet" not in kernel_command_line(spec(), "tcg", verbose=True).split()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cpus", "version", "alone"),
+    [
+        ("tcg", 2, "7.2.22", True),
+        ("tcg", 2, "8.0.5", True),
+        ("tcg", 2, "8.1.0", False),
+        ("tcg", 2, "10.0.2", False),
+        ("tcg", 1, "7.2.22", False),
+        ("kvm", 2, "7.2.22", False),
+    ],
+)
+def test_kernels_that_old_emulators_break_boot_on_one_cpu(
+    accelerator: Any, cpus: int, version: str, alone: object
+) -> None:
+    qemu = dataclasses.replace(QEMU, version=version)
+    argv = command_line(spec(cpus=cpus), qemu, accelerator, SocketFds(7, 8, 9))
+    assert ("maxcpus=1" in argv[argv.index("-append") + 1].split()) is alone
 
 
 @pytest.mark.parametrize("init", ["/sbin/init panic=0", "/a\tb", '/"x', "/a\nb", "relative", ""])

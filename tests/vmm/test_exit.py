@@ -84,3 +84,10 @@ def test_why_it_did_not_start(printed: str, kind: type[VmgrError], message: str)
     assert error.message == message
     assert error.next_step
     assert error.details == {"machine": "box", "vmm_log": printed}
+
+
+def test_a_warning_is_no_reason() -> None:
+    said = "2026-11-24T22:18:30.1Z qemu-system-x86_64: warning: nic net has no peer\n"
+    ended = explain_exit(ExitStatus(signal=9), None, None, None, said)
+    assert ended.reason == "its VMM was killed by SIGKILL"
+    assert ended.log_tail == said

@@ -14,6 +14,7 @@
 
 pub(crate) mod button;
 mod cmdline;
+mod cpus;
 mod devices;
 mod kmods;
 pub mod place;
@@ -100,6 +101,7 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
     let cgroups = Cgroups::make().map_err(|Trouble(line)| log(&line)).ok();
     modules.wait();
     network.wait();
+    cpus::bring_up(log);
     if !asked.init.is_empty() {
         let kept = root.path_of(&modules_directory(&root));
         if let Err(errno) = kept.and_then(|path| systemd::keep_mounted(&root, &path)) {

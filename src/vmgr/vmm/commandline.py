@@ -125,12 +125,14 @@ def kernel_command_line(
     *,
     verbose: bool = False,
     steady_tsc: bool = False,
+    boot_alone: bool = False,
 ) -> str:
     """The guest kernel's command line; see kernel-parameters in the kernel's documentation.
 
     Args:
         verbose: let the kernel tell each step, for a boot that went wrong before.
         steady_tsc: the host keeps its own time by the time-stamp counter, see `vmgr.vmm.clock`.
+        boot_alone: boot on one CPU; the agent brings up the others.
 
     Raises:
         UsageError: it would not mean what the spec says.
@@ -151,6 +153,8 @@ def kernel_command_line(
         words.append("no_timer_check")
         if steady_tsc:
             words.append("tsc=reliable")
+    if boot_alone:
+        words.append("maxcpus=1")
     # The one network device keeps the name that the kernel gives it, with udev too.
     words.append("net.ifnames=0")
     words.append(f"vmgr.hostname={spec.name}")
@@ -186,6 +190,12 @@ def command_line(
     Raises:
         UsageError: a path has a line break or NUL in it; or as `kernel_command_line`.
     """
+    # Until 8.1 an emulated CPU may run stale code while another one patches it, as kernels do when
+    # they boot.
+    boot_alone = accelerator == "tcg" and spec.cpus > 1 and qemu.release < (8, 1)
+    kernel_line = kernel_command_line(
+        spec, accelerator, verbose=verbose, steady_tsc=steady_tsc, boot_alone=boot_alone
+    )
     return [
         str(qemu.program),
         "-name", option(guest=f"vmgr-{spec.name}", debug_threads=True),
@@ -197,25 +207,17 @@ def command_line(
         *_disks(spec),
         *_entropy(spec),
         *_network(spec.network),
-        *_beginning(spec, accelerator, sockets, verbose=verbose, steady_tsc=steady_tsc),
+        *_beginning(spec, kernel_line, sockets),
     ]  # fmt: skip
 
 
-def _beginning(
-    spec: VmmSpec,
-    accelerator: AcceleratorName,
-    sockets: SocketFds,
-    *,
-    verbose: bool,
-    steady_tsc: bool,
-) -> list[str]:
+def _beginning(spec: VmmSpec, kernel_line: str, sockets: SocketFds) -> list[str]:
     """What the machine begins with: a kernel, or where another one stood still."""
     if spec.restore is None:
         return [
             "-kernel", plain_value(str(spec.kernel)),
             "-initrd", plain_value(str(spec.initramfs)),
-            "-append",
-            kernel_command_line(spec, accelerator, verbose=verbose, steady_tsc=steady_tsc),
+            "-append", kernel_line,
         ]  # fmt: skip
     # What is written by `xen-save-devices-state` has no section that names the machine type; we
     # keep that beside it ourselves. A kernel is not needed: a reset ends the VMM.

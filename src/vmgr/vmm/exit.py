@@ -119,7 +119,8 @@ def failure_to_start(name: str, ended: VmmExit) -> VmgrError:
 
 def _last_line(text: str) -> str:
     lines = [_TIMESTAMP.sub("", line).strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    # A warning (a network device without a cable has one at each start) is no reason to end.
+    lines = [line for line in lines if line and "warning: " not in line]
     if not lines:
         return ""
     # `qemu-system-x86_64: -device …: what is wrong`: the program's name says nothing.
