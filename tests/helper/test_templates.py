@@ -63,8 +63,10 @@ def test_two_machines_of_one_template_share_nothing_that_they_should_not(
     assert (one["started_from"], two["started_from"]) == ("template", "template")
     first, second = shell(home, "one", IDENTITY), shell(home, "two", IDENTITY)
     assert (first[0], second[0]) == ("one", "two")
-    for mine, other in zip(first[:-1], second[:-1], strict=True):
-        assert mine != other
+    # Where there is no switchboard, QEMU's own network gives all machines this one address.
+    apart = [line for line in first[:-1] if not line.startswith("10.0.2.15/")]
+    assert not set(apart) & set(second)
+    assert len(apart) >= 4
     # The clock is the host's, however old the template is.
     assert abs(int(first[-1]) - time.time()) < 60
     # One disk is not the other's, and the template's is neither's.
@@ -120,6 +122,7 @@ def test_a_boot_leaves_a_template_for_the_next(template_home: Home) -> None:
     events = home.start("events", "--json", "--since", "0")
     assert events.stdout is not None
     for line in events.stdout:
+        assert b"template.failed" not in line, line
         if b"template.built" in line:
             break
     events.kill()

@@ -38,6 +38,8 @@ __all__ = ["Access", "Network", "Plugged"]
 Access = Literal["full", "internet", "none"]
 _AGAIN: Final = 1.0  # seconds between two starts of a process that keeps ending
 
+_TUN: Final = "/dev/net/tun"
+
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +97,9 @@ class Network:
 
     async def usable(self) -> bool:
         """Whether machines can be plugged in; starts what that takes."""
+        # Taps are made by the switchboard, which has no more right to this than we have.
+        if not os.access(_TUN, os.R_OK | os.W_OK):
+            return False
         try:
             async with self._lock:
                 await self._ready()
