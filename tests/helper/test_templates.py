@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.conftest import SMALL
+from tests.conftest import SMALL, kill_and_wait
+from tests.helper.test_reconcile import edit_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,6 +198,36 @@ def test_a_helper_killed_while_it_builds_leaves_nothing(template_home: Home) -> 
     assert home.json("template", "ls") == []
     home.vmgr("template", "build", *KIND)
     assert started(home, "one")["started_from"] == "template"
+
+
+def test_what_a_new_helper_finds_starting_keeps_its_disk(template_home: Home) -> None:
+    """A first start that its helper did not see the end of is one all the same."""
+    home = template_home
+    home.vmgr("template", "build", *KIND)
+    assert started(home, "one")["started_from"] == "template"
+    home.kill_helper()
+    edit_rows(home, '"status":"running"', '"status":"starting"')
+    edit_rows(home, '"pristine":false', '"pristine":true')
+    assert shell(home, "one", "echo mine > /root/file; sync; hostname") == ["one"]
+    home.vmgr("restart", "one")
+    assert home.json("info", "one")["started_from"] == "boot"
+    assert shell(home, "one", "cat /root/file") == ["mine"]
+
+
+def test_a_first_start_that_failed_begins_again_with_a_fresh_disk(template_home: Home) -> None:
+    home = template_home
+    home.vmgr("template", "build", *KIND)
+    assert started(home, "one")["started_from"] == "template"
+    shell(home, "one", "echo left > /root/file; sync")
+    home.kill_helper()
+    # As if it had been killed, with its VMM, before the machine was ready.
+    for pid in home.vmms():
+        kill_and_wait(pid)
+    edit_rows(home, '"status":"running"', '"status":"starting"')
+    edit_rows(home, '"pristine":false,"template":null', '"pristine":true,"template":"written to"')
+    home.vmgr("start", "one")
+    assert home.json("info", "one")["started_from"] == "template"
+    assert shell(home, "one", "ls /root/file 2>/dev/null || echo none") == ["none"]
 
 
 def test_removing(template_home: Home) -> None:

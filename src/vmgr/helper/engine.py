@@ -200,7 +200,14 @@ class Engine:
         machine.connected(channel, greeting)
         self._keep(machine, vmm)
         if machine.status != "running":
-            await machine.move("ready", boot_id=greeting.boot_id, booted_init=greeting.init)
+            # It runs: from here on its disk is the person's.
+            await machine.move(
+                "ready",
+                pristine=False,
+                template=None,
+                boot_id=greeting.boot_id,
+                booted_init=greeting.init,
+            )
         log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
 
     async def let_go(self, machine: Machine) -> None:

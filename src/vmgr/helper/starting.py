@@ -41,6 +41,9 @@ ENTROPY_BYTES: Final = 256
 # A restored machine answers within a tenth of a second; one that does not is booted instead.
 _RESTORE_POLICY: Final = BootPolicy(silence=20.0, deadline=20.0, attempts=1)
 
+# In place of a template's id, while a machine that never ran starts for the first time.
+_WRITTEN_TO: Final = "written to"
+
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +98,11 @@ class Starting:
             await self._helper.templates.wanted(machine.row)
 
     async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:
-        """Make the disk of a machine that never ran what it will start from."""
+        """Make the disk of a machine that never ran what it will start from.
+
+        Whatever a start that failed has left on it is gone then: a restored memory would not match
+        it, and nothing of a person's is there.
+        """
         wanted = None if ready is None else ready.template.record.id
         if machine.row.template == wanted:
             return
@@ -130,6 +137,8 @@ class Starting:
             started_from="boot" if ready is None else "template",
             resync_keys=[] if ready is None else ready.template.record.saved.resync_keys,
             boot_id=None,
+            # From here on the disk is like no template, and like its image no more.
+            template=_WRITTEN_TO if machine.row.pristine else None,
         )
         spec = await self._spec(machine, kernel)
         policy = BootPolicy(

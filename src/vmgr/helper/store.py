@@ -80,7 +80,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     pristine: bool = False
     """It was never started: its disk is as its image, or as `template`."""
     template: str | None = None
-    """The id of the template whose disk it has."""
+    """While it is pristine: the id of the template whose disk it has; None: its image's. Any other
+    text: the disk was written to, by a start that did not come to its end."""
     cold: bool = False
     """Its first start is to be a boot."""
     started_from: str | None = None

@@ -24,6 +24,7 @@ from vmgr.helper.sharedwork import SharedWork
 from vmgr.image import base_of
 from vmgr.network.addresses import TEMPLATE, identity_of
 from vmgr.saved import load_memory
+from vmgr.spawner import ProcessFailedError
 from vmgr.template import BuildPlan, Template, TemplateFiles, build_template, template_key
 from vmgr.template.build import file_checksum
 from vmgr.template.key import host_cpu
@@ -216,6 +217,8 @@ class Templates:
                 await build_template(
                     plan, self._files, runtime, self._services.executors.files, progress
                 )
+            except (OSError, ProcessFailedError) as error:
+                raise failed(error, "make a template", self._files.root) from error
             finally:
                 await self._helper.network.unplug(runtime.name)
             async with self._loading:
