@@ -151,3 +151,28 @@ async def test_one_that_says_nothing(directory: Path, refused: Refused) -> None:
 async def test_none_at_all(directory: Path, refused: Refused) -> None:
     error = await refused(connect(directory / "none", []))
     assert error.message.startswith("the VMM of machine box cannot be reached: ")
+
+
+async def test_an_event_before_the_first_answer(directory: Path) -> None:
+    """A restored machine begins to run while its VMM is being greeted."""
+    greeting = json.dumps(GREETING).encode()
+    event = b'{"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}'
+    turns = [(greeting, event), (greeting, event), (greeting, b'{"return": {}}')]
+
+    class InTurn(Peer):
+        async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._lines = turns.pop(0)
+            await super()._talk(reader, writer)
+
+    async with InTurn(directory / "s") as path:
+        qmp = await connect(path, [])
+        assert turns == []
+        await qmp.close()
+
+
+async def test_events_for_ever_before_the_first_answer(directory: Path, refused: Refused) -> None:
+    greeting = json.dumps(GREETING).encode()
+    event = b'{"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}'
+    async with Peer(directory / "s", greeting, event) as path:
+        error = await refused(connect(path, []))
+        assert error.message.startswith("the VMM of machine box cannot be reached: ")

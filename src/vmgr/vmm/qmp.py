@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp.qmp_client import NegotiationError
 
 from vmgr.errors import MachineError
 
@@ -28,6 +29,7 @@ __all__ = ["Qmp"]
 
 COMMAND_DEADLINE: Final = 10.0  # seconds
 CONNECT_DEADLINE: Final = 30.0  # seconds; a VMM on a busy host takes a while to greet
+_NEGOTIATIONS: Final = 4
 _LINE_MAX: Final = 1 << 20
 
 log = logging.getLogger(__name__)
@@ -73,16 +75,37 @@ class Qmp:
         Raises:
             MachineError: nothing listens, it does not speak QMP, or not in time.
         """
-        qmp = cls(name, on_event)
         try:
             async with asyncio.timeout(deadline):
-                await qmp._client.connect(str(path))
+                qmp = await cls._negotiated(path, name, on_event)
         except (QMPError, OSError, EOFError) as error:
             raise MachineError(
                 f"the VMM of machine {name} cannot be reached: {_why(error)}",
                 next_step=f"look at: vmgr logs {name}",
             ) from error
-        qmp._watcher = asyncio.create_task(qmp._watch(), name=f"qmp {name}")
+        qmp._watcher = asyncio.create_task(qmp._watch(), name=f"qmp {name}")  # noqa: SLF001 (ours)
+        return qmp
+
+    @classmethod
+    async def _negotiated(cls, path: Path, name: str, on_event: EventCallback) -> Qmp:
+        """Connect; once more where an event comes before the answer.
+
+        QEMU takes a connection for ready before it has said so. An event just then (a restored
+        machine begins to run within milliseconds of the connection) arrives where the client looks
+        for the answer, and the client gives up. What the event says is seen again or asked for.
+        """
+        for _ in range(_NEGOTIATIONS - 1):
+            qmp = cls(name, on_event)
+            try:
+                await qmp._client.connect(str(path))
+            except QMPError as error:
+                if not _was_event(error):
+                    raise
+                log.debug("QMP of %s: %s; connecting again", name, error)
+            else:
+                return qmp
+        qmp = cls(name, on_event)
+        await qmp._client.connect(str(path))
         return qmp
 
     async def execute(
@@ -158,6 +181,12 @@ class Qmp:
             # How a connection ends matters to nobody; that QEMU closed it is the usual way.
             log.debug("QMP of %s ended: %r", self._name, error)
         self.closed.set()
+
+
+def _was_event(error: QMPError) -> bool:
+    """Whether something else than an answer came where the client looked for one."""
+    cause = error.__cause__
+    return isinstance(cause, NegotiationError) and isinstance(cause.__cause__, AssertionError)
 
 
 def _why(error: Exception) -> str:
