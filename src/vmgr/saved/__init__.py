@@ -1,7 +1,7 @@
 """Saved machines: the memory and device state of a VMM that stands still, in files, and back."""
 
 from vmgr.saved.memory import load_memory, memory_checksum
-from vmgr.saved.model import SavedState, read_saved, write_saved
+from vmgr.saved.model import SavedState
 from vmgr.saved.saving import Saver
 
 __all__ = [
@@ -9,6 +9,4 @@ __all__ = [
     "Saver",
     "load_memory",
     "memory_checksum",
-    "read_saved",
-    "write_saved",
 ]
