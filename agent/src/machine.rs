@@ -131,6 +131,8 @@ impl Machine {
         if configure.renew {
             still::renew_seed(self.top())
                 .map_err(|errno| Refusal::system("cannot renew the random seed", errno))?;
+            still::drop_host_keys(self.top())
+                .map_err(|errno| Refusal::system("cannot remove SSH host keys", errno))?;
         }
         if configure.thaw {
             still::thaw()?;

@@ -77,7 +77,9 @@ impl Server {
                 self.machine.configure(&configure)?;
                 Ok(Some(Vec::new()))
             }
-            Request::Freeze => self.start_task(channel, || still::freeze().map(|()| None)),
+            Request::Freeze { sync } => {
+                self.start_task(channel, move || still::freeze(sync).map(|()| None))
+            }
             Request::Thaw => {
                 still::thaw()?;
                 Ok(Some(Vec::new()))

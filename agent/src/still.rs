@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd;
+use nix::unistd::{self, UnlinkatFlags};
 
 use crate::error::Refusal;
 use crate::machine::errno_of;
@@ -25,8 +25,8 @@ const JOBS: &str = "vmagent/exec";
 /// A process that waits for a disk in a way that cannot be interrupted freezes when that has come.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Freeze every process but the agent, then write everything to disk.
-pub fn freeze() -> Result<(), Refusal> {
+/// Freeze every process but the agent, then (with `sync`) write everything to disk.
+pub fn freeze(sync: bool) -> Result<(), Refusal> {
     let groups = groups();
     for group in &groups {
         set_frozen(group, true)?;
@@ -39,7 +39,9 @@ pub fn freeze() -> Result<(), Refusal> {
             return Err(refusal);
         }
     }
-    unistd::sync();
+    if sync {
+        unistd::sync();
+    }
     Ok(())
 }
 
@@ -110,6 +112,25 @@ fn wait_changed(events: BorrowedFd, left: Duration) -> Result<(), Errno> {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno),
     }
+}
+
+/// Remove the keys by which an SSH server of the machine is known: two machines from one save would be
+/// taken for each other. What makes new ones is the machine's own affair.
+pub fn drop_host_keys(root: &str) -> Result<(), Errno> {
+    const PLACE: &str = "etc/ssh";
+    let place = crate::boot::place::Place::new(root)?;
+    let keys: Vec<_> = (place.entries(PLACE).into_iter())
+        .filter(|name| name.starts_with("ssh_host_") && name.contains("_key"))
+        .collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
+    let directory = place.open(PLACE, flags)?;
+    for key in &keys {
+        nix::unistd::unlinkat(&directory, key.as_str(), UnlinkatFlags::NoRemoveDir)?;
+    }
+    Ok(())
 }
 
 /// Replace the seed that the machine's next boot begins with, where it has one (systemd's): two machines

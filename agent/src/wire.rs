@@ -39,15 +39,28 @@ pub enum Request {
     Exec(Box<Exec>),
     Attach(Attach),
     Jobs,
-    Forget { job: u64 },
-    Signal { job: u64, signal: i32 },
-    Clock { realtime_ns: i64 },
+    Forget {
+        job: u64,
+    },
+    Signal {
+        job: u64,
+        signal: i32,
+    },
+    Clock {
+        realtime_ns: i64,
+    },
     Configure(Configure),
-    Freeze,
+    /// `sync`: what is in memory is written to the disks as well.
+    Freeze {
+        sync: bool,
+    },
     Thaw,
     Network(Network),
     Grow,
-    PowerOff { reboot: bool, grace_ms: u64 },
+    PowerOff {
+        reboot: bool,
+        grace_ms: u64,
+    },
     Sync,
 }
 
@@ -125,7 +138,7 @@ pub struct Configure {
     pub entropy: Option<Vec<u8>>,
     pub machine_id: Option<String>,
     pub realtime_ns: Option<i64>,
-    /// What the machine keeps of its random state is replaced.
+    /// What the machine keeps of its random state is replaced, and its SSH host keys are removed.
     pub renew: bool,
     /// At the end, processes that were held go on.
     pub thaw: bool,
@@ -313,7 +326,9 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
             .required("realtime_ns", signed)
             .map(|realtime_ns| Request::Clock { realtime_ns }),
         "configure" => configure(&map).map(Request::Configure),
-        "freeze" => Ok(Request::Freeze),
+        "freeze" => map
+            .flag("unsynced")
+            .map(|unsynced| Request::Freeze { sync: !unsynced }),
         "thaw" => Ok(Request::Thaw),
         "network" => networks::network(&map).map(Request::Network),
         "grow" => Ok(Request::Grow),

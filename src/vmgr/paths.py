@@ -5,7 +5,8 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
     config/   ~/.config/vmgr            config.toml
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
                                         switchboard.log,
-                                        machines/ID/{machine.json,disk.qcow2,console.log,vmm.log},
+                                        machines/ID/{machine.json,disk.qcow2,console.log,vmm.log,
+                                        saved/{saved.json,memory,devices}},
                                         crashes/
     cache/    ~/.cache/vmgr             kernels/, apt/, probes.json, templates/KEY/{template.json,
                                         memory,devices,disk.qcow2} (all of it can be rebuilt)
@@ -178,6 +179,11 @@ class MachinePaths:
     @property
     def disk(self) -> Path:
         return self.state / "disk.qcow2"
+
+    @property
+    def saved(self) -> Path:
+        """What a suspended machine had in memory."""
+        return self.state / "saved"
 
     @property
     def console_log(self) -> Path:

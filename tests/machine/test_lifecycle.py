@@ -20,10 +20,23 @@ from vmgr.machine.lifecycle import (
 
 # Written down a second time on purpose: a change of the table must be meant.
 EXPECTED: dict[str, dict[str, str]] = {
-    "creating": {"created": "stopped", "remove": "removing"},
-    "stopped": {"start": "starting", "remove": "removing"},
-    "starting": {"ready": "running", "stop": "stopping", "vmm-exited": "stopped"},
-    "running": {"stop": "stopping", "vmm-exited": "stopped"},
+    "creating": {"created": "stopped", "remove": "removing", "suspended": "suspended"},
+    "stopped": {"start": "starting", "remove": "removing", "restore": "restoring"},
+    "starting": {
+        "ready": "running",
+        "stop": "stopping",
+        "vmm-exited": "stopped",
+        "suspended": "suspended",
+    },
+    "running": {"stop": "stopping", "vmm-exited": "stopped", "suspend": "suspending"},
+    "suspending": {"suspended": "suspended", "ready": "running", "vmm-exited": "stopped"},
+    "suspended": {
+        "start": "starting",
+        "drop": "stopped",
+        "remove": "removing",
+        "restore": "restoring",
+    },
+    "restoring": {"restored": "stopped", "suspended": "suspended"},
     "stopping": {"vmm-exited": "stopped", "stop-failed": "running", "ready": "running"},
     "removing": {},
 }

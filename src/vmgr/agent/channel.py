@@ -308,7 +308,7 @@ class AgentChannel:
             entropy: at most 512 bytes that reseed its kernel.
             machine_id: see machine-id(5).
             realtime_ns: Unix nanoseconds; sets its clock.
-            renew: replace the random seed it keeps for its next boot.
+            renew: replace the random seed it keeps for its next boot; remove SSH host keys.
             thaw: let processes that `freeze` held go on, when the rest is done.
         """
         request = m.Configure(
@@ -317,13 +317,16 @@ class AgentChannel:
         )  # fmt: skip
         await self._ask(request, m.Empty)
 
-    async def freeze(self, *, deadline: float | None = None) -> None:
+    async def freeze(self, *, sync: bool = True, deadline: float | None = None) -> None:
         """Hold every process but the agent and write everything to the machine's disks.
+
+        Args:
+            sync: False leaves what is in memory there, which is faster.
 
         Raises:
             AgentError: not all could be held; then nothing is.
         """
-        await self._ask(m.Freeze(), m.Empty, deadline)
+        await self._ask(m.Freeze(unsynced=not sync), m.Empty, deadline)
 
     async def thaw(self) -> None:
         """Let processes that `freeze` held go on."""

@@ -284,6 +284,9 @@ class Configure(Request, frozen=True, kw_only=True, tag="configure"):
 class Freeze(Request, frozen=True, kw_only=True, tag="freeze"):
     """Hold every process but the agent, and write everything to the disks."""
 
+    unsynced: bool = False
+    """Leave what is in memory there."""
+
 
 class Thaw(Request, frozen=True, kw_only=True, tag="thaw"):
     """Let processes that were held go on."""

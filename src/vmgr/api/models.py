@@ -52,7 +52,11 @@ MACHINE_NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SandboxLevel = Literal["filter", "namespaces", "full"]
 """How well a process is locked in, weakest first; see `vmgr.sandbox`."""
 NetworkAccess = Literal["full", "internet", "none"]
-MachineStatus = Literal["creating", "stopped", "starting", "running", "stopping", "removing"]
+MachineStatus = Literal[
+    "creating", "stopped", "starting", "running", "stopping", "removing",
+    "suspending", "suspended", "restoring",
+]  # fmt: skip
+StartedFrom = Literal["boot", "template", "suspended", "fork", "snapshot"]
 
 
 class Model(Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=False):
@@ -188,8 +192,8 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     boot_seconds: float | None
     """From the start of the VMM to the agent's hello, of the latest boot."""
     boot_id: str | None
-    started_from: Literal["boot", "template"] | None = None
-    """Whether it booted or went on where a template of its kind stood; None: it never ran."""
+    started_from: StartedFrom | None = None
+    """Whether it booted or went on where it, or another machine, stood; None: it never ran."""
     init: str | None
     vmm: VmmInfo | None
     network: NetworkInfo | None = None

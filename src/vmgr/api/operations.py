@@ -132,6 +132,20 @@ OPERATIONS: dict[str, Operation] = {
             m.MachineInfo,
         ),
         Operation(
+            "machine_suspend",
+            "POST",
+            "/machines/{machine}/suspend",
+            "Save its memory to disk and end its VMM",
+            response=m.MachineInfo,
+        ),
+        Operation(
+            "machine_resume",
+            "POST",
+            "/machines/{machine}/resume",
+            "Let a suspended machine go on",
+            response=m.MachineInfo,
+        ),
+        Operation(
             "machine_kill",
             "POST",
             "/machines/{machine}/kill",

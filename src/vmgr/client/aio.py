@@ -162,6 +162,14 @@ class AsyncClient:
             m.MachineInfo, "machine_restart", {"machine": machine}, body=how or m.StopMachine()
         )
 
+    async def machine_suspend(self, machine: str) -> m.MachineInfo:
+        """Save a running machine's memory to disk and free its RAM."""
+        return await self._call(m.MachineInfo, "machine_suspend", {"machine": machine})
+
+    async def machine_resume(self, machine: str) -> m.MachineInfo:
+        """Let a suspended machine go on where it stood."""
+        return await self._call(m.MachineInfo, "machine_resume", {"machine": machine})
+
     async def machine_kill(self, machine: str) -> m.StopReport:
         """End a machine at once, as if its power was cut."""
         return await self._call(m.StopReport, "machine_kill", {"machine": machine})

@@ -159,6 +159,14 @@ class Client:
             m.MachineInfo, "machine_restart", {"machine": machine}, body=how or m.StopMachine()
         )
 
+    def machine_suspend(self, machine: str) -> m.MachineInfo:
+        """Save a running machine's memory to disk and free its RAM."""
+        return self._call(m.MachineInfo, "machine_suspend", {"machine": machine})
+
+    def machine_resume(self, machine: str) -> m.MachineInfo:
+        """Let a suspended machine go on where it stood."""
+        return self._call(m.MachineInfo, "machine_resume", {"machine": machine})
+
     def machine_kill(self, machine: str) -> m.StopReport:
         """End a machine at once, as if its power was cut."""
         return self._call(m.StopReport, "machine_kill", {"machine": machine})

@@ -126,6 +126,14 @@ class Api(Streaming):
         await self._helper.machines.start(call.path["machine"])
         return await self._helper.machines.info(call.path["machine"])
 
+    async def machine_suspend(self, call: Call) -> m.MachineInfo:
+        await self._helper.machines.suspend(call.path["machine"])
+        return await self._helper.machines.info(call.path["machine"])
+
+    async def machine_resume(self, call: Call) -> m.MachineInfo:
+        await self._helper.machines.resume(call.path["machine"])
+        return await self._helper.machines.info(call.path["machine"])
+
     async def machine_kill(self, call: Call) -> m.StopReport:
         return await self._helper.machines.kill(call.path["machine"])
 
@@ -146,7 +154,8 @@ class Api(Streaming):
 
     async def job_list(self, call: Call) -> list[m.JobInfo]:
         machines = self._helper.machines
-        return await machines.engine.jobs(machines.get(call.path["machine"]))
+        machine = await machines.awake(machines.get(call.path["machine"]))
+        return await machines.engine.jobs(machine)
 
     async def job_signal(self, call: Call) -> None:
         await (await self._channel(call)).signal(job_number(call), call.body.signal)
@@ -181,4 +190,5 @@ class Api(Streaming):
         return removed
 
     async def _channel(self, call: Call) -> AgentChannel:
-        return await self._helper.machines.get(call.path["machine"]).ready_channel()
+        machines = self._helper.machines
+        return await machines.channel(machines.get(call.path["machine"]))

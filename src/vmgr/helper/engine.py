@@ -19,6 +19,7 @@ from vmgr.helper.machine import ResyncKeys
 from vmgr.helper.plugging import Plugging
 from vmgr.helper.relay import exit_result
 from vmgr.helper.starting import Starting
+from vmgr.helper.suspending import Suspending
 from vmgr.vmm import (
     Accelerator,
     ProbeCache,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vmgr.agent import AgentEvent, Job, JobSink
+    from vmgr.agent import AgentEvent, AgentHello, Job, JobSink
     from vmgr.api.models import ExecSpec, SandboxLevel, StopMachine
     from vmgr.config import Config
     from vmgr.helper.helper import Helper
@@ -76,7 +77,8 @@ class Engine:
         self._on_end = on_end
         self._probes = ProbeCache(services.paths.probes)
         self._plugging = Plugging(helper)
-        self._starting = Starting(services, helper, self, self._plugging)
+        self.suspending = Suspending(services)
+        self.starting = Starting(services, helper, self, self._plugging, self.suspending)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class Engine:
 
     async def start(self, machine: Machine, progress: Progress, *, cold: bool = False) -> None:
         """Start a machine and look after it; see `vmgr.helper.starting`."""
-        await self._starting.start(machine, progress, cold=cold)
+        await self.starting.start(machine, progress, cold=cold)
 
     def started(self, machine: Machine, vmm: Vmm) -> None:
         """A machine runs: see its end, and keep its agent reached."""
@@ -169,15 +171,45 @@ class Engine:
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
+        if vmm.paused:
+            # It was being saved, and its helper died: it goes on.
+            await vmm.resume()
         await self._plugging.readopt(machine)
         booting = machine.status == "starting"
+        channel, greeting = await self._hello_again(machine, vmm, booting=booting)
+        if machine.vmm is not vmm:  # it has ended meanwhile
+            channel.close()
+            return
+        if booting:
+            # Whether the helper that started it came to this, nobody knows; twice does no harm.
+            await self.starting.introduce(machine, channel, greeting)
+        elif "still" in greeting.features:
+            await channel.thaw()
+        machine.connected(channel, greeting)
+        self._keep(machine, vmm)
+        if machine.status != "running":
+            # It runs: from here on its disk is the person's.
+            await machine.move(
+                "ready",
+                pristine=False,
+                template=None,
+                clone=False,
+                boot_id=greeting.boot_id,
+                booted_init=greeting.init,
+            )
+        log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
+
+    async def _hello_again(
+        self, machine: Machine, vmm: Vmm, *, booting: bool
+    ) -> tuple[AgentChannel, AgentHello]:
+        """The answer of the agent in a machine that another helper started."""
         deadline = ADOPT_DEADLINE
         if booting:
             deadline = float((await self._helper.settings()).get("boot.timeout"))
         channel = await self.connect(machine)
         try:
             async with asyncio.timeout(deadline):
-                greeting = await channel.hello()
+                return channel, await channel.hello()
         except TimeoutError:
             channel.close()
             if booting:
@@ -191,24 +223,6 @@ class Engine:
         except BaseException:
             channel.close()
             raise
-        if machine.vmm is not vmm:  # it has ended meanwhile
-            channel.close()
-            return
-        if booting:
-            # Whether the helper that started it came to this, nobody knows; twice does no harm.
-            await self._starting.introduce(machine, channel, greeting)
-        machine.connected(channel, greeting)
-        self._keep(machine, vmm)
-        if machine.status != "running":
-            # It runs: from here on its disk is the person's.
-            await machine.move(
-                "ready",
-                pristine=False,
-                template=None,
-                boot_id=greeting.boot_id,
-                booted_init=greeting.init,
-            )
-        log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
 
     async def let_go(self, machine: Machine) -> None:
         """Close the connections to a machine; it goes on."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Helper"]
 
 T = TypeVar("T")
+_NOTICES_MAX = 100
 TASKS_DEADLINE = 10.0  # seconds that removals under way get when the helper stops
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ class Helper:
         self.ports = Ports(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
-        self.images = ImageService(services, find_agent, self.machines.image_users)
+        self.images = ImageService(
+            services, find_agent, self.machines.image_users, self.machines.kernel_users
+        )
 
     async def start(self) -> None:
         """Open the store and bring it in line with what is on this host.
@@ -109,6 +112,11 @@ class Helper:
         self.events.publish(kind, name, **data)
         if kind == "network.restarted" and data.get("process") == "switchboard":
             self.watchers.start(self.ports.reopen(), name="reopening ports")
+
+    def tell(self, notice: str) -> None:
+        """Keep a line for the person, who sees it with the next command."""
+        if len(self._notices) < _NOTICES_MAX:
+            self._notices.append(notice)
 
     async def take_notices(self) -> list[str]:
         """Lines that the person has not been told yet."""

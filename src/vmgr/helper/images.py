@@ -37,6 +37,7 @@ class ImageService:
 
     Args:
         users: gives machines' names, the digests of their images and their disks' sizes.
+        kernel_users: gives the digests of the kernel bundles that saved machines go on with.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class ImageService:
         services: Services,
         find_agent: Callable[[], Path],
         users: Callable[[], Iterable[tuple[str, str, int]]],
+        kernel_users: Callable[[], Iterable[str]],
     ) -> None:
         self._executors = services.executors
         self._store = services.store
         self._events = services.events
         self._find_agent = find_agent
         self._users = users
+        self._kernel_users = kernel_users
         self._files = ImageFiles(services.paths, services.executors.files)
         self._kernels = KernelFiles(services.paths, services.executors.files)
         self._shared = SharedWork()
@@ -157,6 +160,14 @@ class ImageService:
         self._kernel = await self._shared.do("kernel", work, progress)
         return self._kernel
 
+    async def kernel_of(self, digest: str) -> KernelBundle:
+        """The bundle that a saved machine goes on with.
+
+        Raises:
+            VmgrError: it is not there any more.
+        """
+        return await self._kernels.get(digest)
+
     async def newest_kernel(self) -> KernelBundle | None:
         """A kernel bundle that is there, if any."""
         if self._kernel is None:
@@ -208,9 +219,10 @@ class ImageService:
                 freed += await self._files.remove(image.digest)
                 removed.append(image.digest)
         current = await self.kernel(lambda _message, _fraction: None)
+        kept = {current.digest, *self._kernel_users()}
         for bundle in await self._kernels.list():
             # A running VMM keeps its kernel's files open; the page cache does not need their names.
-            if bundle.digest != current.digest:
+            if bundle.digest not in kept:
                 freed += await self._kernels.remove(bundle.digest)
                 removed.append(bundle.digest)
         freed += await self._kernels.prune()

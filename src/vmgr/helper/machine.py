@@ -37,6 +37,8 @@ EMULATION_NOTE = "runs under software emulation (TCG), for which QEMU promises n
 
 OPEN_NOTE = "its VMM has only a system call filter and could read your files: see vmgr doctor"
 
+_WITHOUT_VMM = frozenset({"creating", "stopped", "removing", "suspended", "restoring"})
+
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +71,9 @@ class Machine:
         self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
-        if row.status in {"creating", "stopped", "removing"}:
+        self.saved_whole = False
+        """Its memory is on disk; that its VMM ends now is no loss."""
+        if row.status in _WITHOUT_VMM:
             self.stopped.set()
 
     @property
@@ -125,7 +129,7 @@ class Machine:
                 # helper that reads the old row finds no VMM and says the same.
                 log.error("machine %s: its end is not written down: %s", self.name, error)  # noqa: TRY400
                 self.row = row
-            if after in {"stopped", "removing"}:
+            if after in _WITHOUT_VMM:
                 self.stopped.set()
             else:
                 self.stopped.clear()

@@ -49,7 +49,7 @@ from vmgr.network.addresses import free_number
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vmgr.agent import Job, JobSink
+    from vmgr.agent import AgentChannel, Job, JobSink
     from vmgr.api.models import ExecSpec, StopMachine
     from vmgr.helper.helper import Helper
     from vmgr.helper.tasks import Tasks
@@ -110,6 +110,10 @@ class Machines:
     def image_users(self) -> Iterable[tuple[str, str, int]]:
         """Which machine uses which image: name, digest, size of its disk."""
         return [(m.name, m.row.image_digest, m.row.disk_bytes) for m in self._machines.values()]
+
+    def kernel_users(self) -> Iterable[str]:
+        """The kernel bundles that saved machines go on with."""
+        return [m.row.kernel_digest for m in self._machines.values() if m.row.kernel_digest]
 
     async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""
@@ -261,10 +265,59 @@ class Machines:
             await self.engine.start(machine, progress, cold=cold)
         return machine
 
-    async def stop(self, name: str, request: StopMachine) -> StopReport:
-        """Stop a machine in an orderly way; one that is stopped is left as it is."""
+    async def awake(self, machine: Machine) -> Machine:
+        """Let a suspended machine go on; others are as they are."""
+        if machine.status in {"suspending", "suspended"}:
+            async with machine.lock:
+                if machine.status == "suspended":
+                    await self.engine.start(machine, no_progress)
+        return machine
+
+    async def suspend(self, name: str) -> Machine:
+        """Save a running machine's memory and end its VMM; one that is suspended is left as it is.
+
+        Raises:
+            WrongStateError: it does not run.
+            ResourceError, MachineError: it could not be saved, and goes on.
+        """
         machine = self.get(name)
         async with machine.lock:
+            if machine.status != "suspended":
+                await self.engine.suspending.suspend(machine)
+        return machine
+
+    async def resume(self, name: str, progress: Progress = no_progress) -> Machine:
+        """Let a suspended machine go on; one that runs is left as it is.
+
+        Raises:
+            WrongStateError: it is neither.
+        """
+        machine = self.get(name)
+        async with machine.lock:
+            if machine.status == "stopped":
+                raise WrongStateError(
+                    f"machine {name} is stopped, so there is nothing to go on with",
+                    next_step=f"start it with: vmgr start {name}",
+                )
+            if machine.status != "running":
+                machine.require("start")
+                await self.engine.start(machine, progress)
+        return machine
+
+    async def _drop_saved(self, machine: Machine, reason: str) -> None:
+        """Give up what a suspended machine had in memory. The caller holds its lock."""
+        await machine.move("drop", reason=reason)
+        await self.engine.suspending.drop(machine)
+
+    async def stop(self, name: str, request: StopMachine) -> StopReport:
+        """Stop a machine in an orderly way; one that is stopped is left as it is.
+
+        A suspended one goes on first: what it has not written yet is not to be lost.
+        """
+        machine = self.get(name)
+        async with machine.lock:
+            if machine.status == "suspended":
+                await self.engine.start(machine, no_progress)
             if machine.stopped.is_set():
                 return StopReport(machine=name, method="already-stopped", seconds=0)
             machine.require("stop")
@@ -278,6 +331,11 @@ class Machines:
         """
         machine = self.get(name)
         machine.require("kill")
+        if machine.status == "suspended":
+            async with machine.lock:
+                if machine.status == "suspended":
+                    await self._drop_saved(machine, "killed by vmgr kill")
+                    return StopReport(machine=name, method="kill", seconds=0)
         return await self.engine.kill(machine, "killed by vmgr kill")
 
     async def stop_all(self) -> None:
@@ -297,9 +355,10 @@ class Machines:
         rebooting = (
             ended.cause == "reboot" and machine.status == "running" and machine.kill_reason is None
         )
+        suspended = machine.saved_whole and machine.kill_reason is None
         await machine.move(
-            "vmm-exited",
-            reason=machine.kill_reason or ended.reason,
+            "suspended" if suspended else "vmm-exited",
+            reason=None if suspended else machine.kill_reason or ended.reason,
             vmm_pid=None,
             vmm_start_time=None,
             interface=None,
@@ -323,7 +382,15 @@ class Machines:
             WrongStateError: it does not run.
             ExecError: the command could not be started.
         """
-        return await self.engine.exec(machine, spec, sink)
+        return await self.engine.exec(await self.awake(machine), spec, sink)
+
+    async def channel(self, machine: Machine) -> AgentChannel:
+        """The way into a machine; one that is suspended goes on.
+
+        Raises:
+            WrongStateError: it does not run.
+        """
+        return await (await self.awake(machine)).ready_channel()
 
     # -- removing ---------------------------------------------------------------------------
 
@@ -339,6 +406,8 @@ class Machines:
         async with machine.lock:
             if not machine.stopped.is_set() and force:
                 await self._end_vmm(machine, "killed by vmgr rm")
+            if force and machine.status == "suspended":
+                await self._drop_saved(machine, "removed")
             machine.require("remove")
             return await self._remove(machine)
 

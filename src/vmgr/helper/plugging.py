@@ -101,9 +101,10 @@ class Plugging:
             problem = f"the machine's own side is not set up: {error.message}"
             self._helper.events.publish("machine.network", machine.name, problem=problem)
             await machine.save(network_problem=problem)
-        await self._open_ports(machine)
+        await self.open_ports(machine)
 
-    async def _open_ports(self, machine: Machine) -> None:
+    async def open_ports(self, machine: Machine) -> None:
+        """Forward the machine's ports; a failure is told."""
         try:
             await self._helper.ports.open_all(machine)
         except VmgrError as error:
@@ -116,7 +117,7 @@ class Plugging:
             await self._helper.network.readopt(
                 row.id, row.name, row.number, cast("Access", row.access), row.interface
             )
-            await self._open_ports(machine)
+            await self.open_ports(machine)
 
 
 def _fallback_note(problem: str | None, user_mode: str | None) -> str:

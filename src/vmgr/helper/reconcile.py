@@ -6,7 +6,9 @@
 | removing | anything | removal is finished |
 | stopped | a VMM of it | ended: nobody asked for it (a helper died between spawn and row) |
 | starting, running, stopping | its VMM | adopted: connections are made anew, jobs go on |
+| suspending | its VMM | adopted: it goes on, what was saved of it is of no use |
 | starting, running, stopping | no VMM | stopped, with the reason |
+| starting, suspending | no VMM, a saved memory that fits its disk | suspended |
 | (no row) | files of a machine | removed |
 
 Ephemeral machines without a VMM are removed. VMMs are recognized by the process that the row names
@@ -38,7 +40,7 @@ __all__ = ["host_boot_id", "reconcile"]
 
 # What starts a VMM and then turns into it, or waits for it; each has all of its command line.
 _AROUND: Final = frozenset({b"bwrap", b"ionice", b"prlimit", b"setpriv"})
-_LIVE: Final = {"starting", "running", "stopping"}
+_LIVE: Final = {"starting", "running", "stopping", "suspending"}
 
 log = logging.getLogger(__name__)
 
@@ -62,32 +64,22 @@ async def reconcile(
     boot_id = await files(host_boot_id)
     await _end_builders(services)
     for machine in machines:
-        row = machine.row
-        pid = vmms.pop(row.id, None)
-        if row.status in {"creating", "removing"}:
-            await _end(pid)
-            await forget(machine)
-            log.info("machine %s: was %s, removed", row.name, row.status)
-        elif row.status not in _LIVE:
-            await _end(pid)
-            if row.ephemeral:
-                await forget(machine)
+        pid = vmms.pop(machine.row.id, None)
+        if machine.row.status not in _LIVE:
+            await _settle_dead(machine, pid, forget)
         elif pid is None:
-            rebooted = row.host_boot_id != boot_id
-            await machine.move(
-                "vmm-exited",
-                reason="the host was restarted" if rebooted else "its VMM ended unobserved",
-                vmm_pid=None,
-                vmm_start_time=None,
+            await _settle_ended(
+                machine, engine, forget, same_boot=machine.row.host_boot_id == boot_id
             )
-            if row.ephemeral:
-                await forget(machine)
         else:
-            if row.vmm_pid != pid:
+            if machine.row.vmm_pid != pid:
                 await machine.save(vmm_pid=pid, vmm_start_time=start_time_of(pid))
             await machine.lock.acquire()
             machine.adopted.clear()
-            tasks.start(_adopt(machine, engine), name=f"adopt {row.name}")
+            tasks.start(_adopt(machine, engine), name=f"adopt {machine.name}")
+    for machine in machines:
+        if machine.status not in {"suspended", "suspending", "restoring"}:
+            await engine.suspending.drop(machine)
     for machine_id, pid in vmms.items():
         log.warning("ending a VMM (pid %d) of no known machine (%s)", pid, machine_id)
         await _end(pid)
@@ -95,6 +87,36 @@ async def reconcile(
     for line in await files(_remove_strays, services.paths.machines, known):
         log.info("removed residue: %s", line)
     await files(_remove_strays, services.paths.runtime / "machines", known)
+
+
+async def _settle_dead(
+    machine: Machine, pid: int | None, forget: Callable[[Machine], Awaitable[None]]
+) -> None:
+    """A machine that should have no VMM."""
+    await _end(pid)
+    if machine.row.status in {"creating", "removing"}:
+        log.info("machine %s: was %s, removed", machine.name, machine.row.status)
+        await forget(machine)
+    elif machine.row.ephemeral:
+        await forget(machine)
+
+
+async def _settle_ended(
+    machine: Machine,
+    engine: Engine,
+    forget: Callable[[Machine], Awaitable[None]],
+    *,
+    same_boot: bool,
+) -> None:
+    """A machine whose VMM has ended while nobody saw it."""
+    saving = machine.row.status in {"starting", "suspending"}
+    if saving and await engine.suspending.still_saved(machine):
+        await machine.move("suspended", vmm_pid=None, vmm_start_time=None)
+        return
+    reason = "its VMM ended unobserved" if same_boot else "the host was restarted"
+    await machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
+    if machine.row.ephemeral:
+        await forget(machine)
 
 
 async def _end_builders(services: Services) -> None:

@@ -1,8 +1,8 @@
-"""Starting a machine: from a template where it can, else by a boot.
+"""Starting a machine: from where it or another one was saved where it can, else by a boot.
 
-A machine that never ran goes on where a template of its kind stands, if there is one; all others
-boot, and so does one that does not come up from its template. Either way the person's first command
-finds a machine that knows who it is.
+A suspended machine goes on where it stood. One that never ran goes on where a template of its kind
+stands, if there is one. All others boot, and so does one that does not come up from what was saved.
+Either way the person's first command finds a machine that knows who it is.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vmgr.errors import VmgrError
+from vmgr.errors import ResourceError, StateError, VmgrError
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.image import base_of, create_disk
-from vmgr.vmm import BootPolicy, Vmm, VmmSpec, boot
+from vmgr.vmm import BootPolicy, Restore, Vmm, VmmSpec, boot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from vmgr.agent import AgentChannel, AgentHello
+    from vmgr.api.models import StartedFrom
     from vmgr.helper.engine import Engine
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.helper.plugging import Plugging
+    from vmgr.helper.suspending import Suspending
     from vmgr.helper.templates import Ready
     from vmgr.kernel import KernelBundle
     from vmgr.sandbox import Sandbox
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, float | None], None]
 
-__all__ = ["Starting"]
+__all__ = ["Origin", "Starting"]
 
 ENTROPY_BYTES: Final = 256
 # A restored machine answers within a tenth of a second; one that does not is booted instead.
@@ -45,6 +47,20 @@ _RESTORE_POLICY: Final = BootPolicy(silence=20.0, deadline=20.0, attempts=1)
 _WRITTEN_TO: Final = "written to"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a machine goes on instead of booting."""
+
+    started_from: StartedFrom
+    restore: Restore
+    resync_keys: Sequence[bytes]
+    kernel: KernelBundle
+    """The one that it runs, whose modules it has open."""
+    machine_type: str
+    given_up: Callable[[VmgrError], Awaitable[None]] | None = None
+    """Awaited when it does not go on from here, before it boots; None: then its start fails."""
 
 
 @dataclass(frozen=True)
@@ -60,42 +76,65 @@ class Starting:
     """Starts machines for the engine, which looks after them from then on."""
 
     def __init__(
-        self, services: Services, helper: Helper, engine: Engine, plugging: Plugging
+        self,
+        services: Services,
+        helper: Helper,
+        engine: Engine,
+        plugging: Plugging,
+        suspending: Suspending,
     ) -> None:
         self._services = services
         self._helper = helper
         self._engine = engine
         self._plugging = plugging
+        self._suspending = suspending
         self._host_boot_id: str | None = None
 
     async def start(self, machine: Machine, progress: Progress, *, cold: bool = False) -> None:
-        """Start a stopped machine and wait until it is ready. The caller holds its lock.
-
-        One that never ran goes on where a template of its kind stands, if there is one; all others
-        boot, and so does one that does not come up from its template.
+        """Start a machine that has no VMM and wait until it is ready. The caller holds its lock.
 
         Args:
-            cold: boot it in any case.
+            cold: boot it in any case; what a suspended one had in memory is given up.
 
         Raises:
             BootError: it never became ready.
-            VmgrError: it could not be started; the machine is stopped, with the reason.
+            VmgrError: it could not be started; the machine is stopped, with the reason, or
+                suspended as before.
         """
-        ready = None
-        first = machine.row.pristine
-        if first:
-            cold = cold or machine.row.cold
-            ready = None if cold else await self._helper.templates.find(machine.row)
+        if machine.status == "suspended":
+            await self._resume(machine, progress, cold=cold)
+        elif machine.row.pristine:
+            await self._first_start(machine, progress, cold=cold or machine.row.cold)
+        else:
+            await self.begin(machine, None, progress)
+
+    # -- where from ---------------------------------------------------------------------------
+
+    async def _first_start(self, machine: Machine, progress: Progress, *, cold: bool) -> None:
+        ready = None if cold else await self._helper.templates.find(machine.row)
         try:
-            if first:
-                await self._fit_disk(machine, ready)
-            await self._start(machine, ready, progress)
+            await self._fit_disk(machine, ready)
+            origin = None if ready is None else await self._of_template(machine, ready, progress)
+            await self.begin(machine, origin, progress)
         finally:
             if ready is not None:
                 ready.close()
         # Only first starts use templates, so a machine that booted again says nothing of the next.
-        if first and machine.row.started_from == "boot":
+        if machine.row.started_from == "boot":
             await self._helper.templates.wanted(machine.row)
+
+    async def _of_template(self, machine: Machine, ready: Ready, progress: Progress) -> Origin:
+        async def boot_instead(error: VmgrError) -> None:
+            # Its disk is a new one: nothing of a person's has run on it.
+            log.warning("machine %s boots, as its template failed: %s", machine.name, error)
+            await self._helper.templates.distrust(ready, error.message)
+            await self._fit_disk(machine, None)
+
+        saved = ready.template.record.saved
+        return Origin(
+            "template", ready.restore, saved.resync_keys,
+            await self._helper.images.kernel(progress), saved.machine_type, boot_instead,
+        )  # fmt: skip
 
     async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:
         """Make the disk of a machine that never ran what it will start from.
@@ -115,76 +154,152 @@ class Starting:
             )
         await machine.save(template=wanted)
 
-    async def _start(self, machine: Machine, ready: Ready | None, progress: Progress) -> None:
-        kernel = await self._helper.images.kernel(progress)
+    async def _resume(self, machine: Machine, progress: Progress, *, cold: bool) -> None:
+        if cold:
+            await self._lost(machine, StateError("it was started cold"))
+            await self.begin(machine, None, progress)
+            return
+        try:
+            loaded = await self._suspending.load(machine)
+        except StateError as error:
+            await self._lost(machine, error)
+            await self.begin(machine, None, progress)
+            return
+        try:
+            saved = loaded.record.state
+            try:
+                kernel = await self._helper.images.kernel_of(saved.kernel_digest)
+            except VmgrError as error:
+                await self._lost(machine, error)
+                await self.begin(machine, None, progress)
+                return
+            origin = Origin(
+                "snapshot" if machine.row.clone else "suspended",
+                Restore(loaded.memory, loaded.devices),
+                saved.resync_keys,
+                kernel,
+                saved.machine_type,
+                lambda error: self._lost(machine, error),
+            )
+            await self.begin(machine, origin, progress, accelerator=saved.accelerator)
+        finally:
+            loaded.close()
+        # Later than the row: a helper that finds both takes the machine for running.
+        self._helper.tasks.start(
+            self._suspending.drop(machine), name=f"saved memory of {machine.name}"
+        )
+
+    async def _lost(self, machine: Machine, error: VmgrError) -> None:
+        """A suspended machine boots instead of going on; say what that costs."""
+        log.warning("machine %s boots, as it cannot go on: %s", machine.name, error.message)
+        self._services.events.publish("machine.resume-failed", machine.name, reason=error.message)
+        self._helper.tell(
+            f"machine {machine.name} was started anew: {error.message}; its disk is as it was, "
+            "what ran in it is lost"
+        )
+        await self._suspending.drop(machine)
+
+    # -- starting -------------------------------------------------------------------------------
+
+    async def begin(
+        self,
+        machine: Machine,
+        origin: Origin | None,
+        progress: Progress,
+        *,
+        accelerator: str | None = None,
+    ) -> None:
+        """Start a machine from `origin` or by a boot; as `start`.
+
+        Args:
+            accelerator: the one that `origin` was saved under; it goes on under no other.
+        """
         qemu = await self._engine.qemu()
-        accelerator = await self._engine.accelerator(kernel.kernel)
-        config = await self._helper.settings()
-        sandbox = await self._engine.sandbox(config)
+        kernel = origin.kernel if origin else await self._helper.images.kernel(progress)
+        host = _Host(
+            qemu,
+            await self._engine.accelerator(kernel.kernel),
+            await self._engine.sandbox(await self._helper.settings()),
+        )
+        if origin is not None and accelerator not in {None, host.accelerator.name}:
+            assert origin.given_up is not None  # noqa: S101 (only suspended machines say which)
+            await origin.given_up(
+                StateError(f"it was saved under {accelerator}, and this host has none now")
+            )
+            origin = None
         progress(f"starting {machine.name}", None)
         began = time.time()
         machine.kill_reason = None
         await machine.move(
             "start",
-            kernel=kernel.release,
-            kernel_digest=kernel.digest,
             started_at=began,
             host_boot_id=await self._boot_id(),
-            accelerator=accelerator.name,
-            qemu=qemu.version,
-            machine_type=qemu.machine_type,
-            sandbox=sandbox.level,
-            started_from="boot" if ready is None else "template",
-            resync_keys=[] if ready is None else ready.template.record.saved.resync_keys,
+            accelerator=host.accelerator.name,
+            sandbox=host.sandbox.level,
             boot_id=None,
             # From here on the disk is like no template, and like its image no more.
             template=_WRITTEN_TO if machine.row.pristine else None,
+            **_beginning(origin, kernel, qemu),
         )
-        spec = await self._spec(machine, kernel)
-        policy = BootPolicy(
-            silence=float(config.get("boot.silence_timeout")),
-            deadline=float(config.get("boot.timeout")),
-        )
-        host = _Host(qemu, accelerator, sandbox)
         try:
-            if ready is None or not await self._restored(machine, spec, ready, host):
-                await self._bring_up(machine, spec, host, policy)
+            if origin is None or not await self._restored(machine, origin, host, progress):
+                await self._boot(machine, host, progress)
             await machine.move(
                 "ready", boot_seconds=time.time() - began, pristine=False, template=None,
-                boot_id=machine.greeting.boot_id, booted_init=machine.greeting.init,
+                clone=False, boot_id=machine.greeting.boot_id, booted_init=machine.greeting.init,
             )  # fmt: skip
         except BaseException as error:
-            vmm, machine.vmm = machine.vmm, None
-            if machine.channel is not None:
-                machine.channel.close()
-                machine.channel = None
-            if vmm is not None:
-                await asyncio.shield(_end(vmm, "its start failed"))
-            reason = machine.kill_reason or _one_sentence(error)
-            await asyncio.shield(
-                machine.move("vmm-exited", reason=reason, vmm_pid=None, vmm_start_time=None)
-            )
+            await asyncio.shield(self._failed(machine, error))
             raise
         assert machine.vmm is not None  # noqa: S101 (it has been brought up)
         self._engine.started(machine, machine.vmm)
 
-    async def _restored(self, machine: Machine, spec: VmmSpec, ready: Ready, host: _Host) -> bool:
-        """Let it go on where its template stands; False when that does not work.
+    async def _failed(self, machine: Machine, error: BaseException) -> None:
+        """A start came to nothing: the machine is what it was before, if it can be that."""
+        vmm, machine.vmm = machine.vmm, None
+        if machine.channel is not None:
+            machine.channel.close()
+            machine.channel = None
+        if vmm is not None:
+            await _end(vmm, "its start failed")
+        reason = machine.kill_reason or _one_sentence(error)
+        resumable = machine.row.started_from in {"suspended", "snapshot"}
+        if resumable and machine.kill_reason is None:
+            resumable = await self._suspending.still_saved(machine)
+        await machine.move(
+            "suspended" if resumable else "vmm-exited",
+            reason=reason, vmm_pid=None, vmm_start_time=None,
+        )  # fmt: skip
 
-        Then its disk is a new one: nothing of a person's has run on it.
-        """
-        restored = replace(spec, restore=ready.restore)
+    async def _boot(self, machine: Machine, host: _Host, progress: Progress) -> None:
+        config = await self._helper.settings()
+        policy = BootPolicy(
+            silence=float(config.get("boot.silence_timeout")),
+            deadline=float(config.get("boot.timeout")),
+        )
+        kernel = await self._helper.images.kernel(progress)
+        await self._bring_up(machine, await self._spec(machine, kernel), host, policy)
+
+    async def _restored(
+        self, machine: Machine, origin: Origin, host: _Host, progress: Progress
+    ) -> bool:
+        """Let it go on from `origin`; False when that does not work and it is to boot."""
+        spec = replace(
+            await self._spec(machine, origin.kernel),
+            restore=origin.restore, machine_type=origin.machine_type,
+        )  # fmt: skip
         try:
-            await self._bring_up(machine, restored, host, _RESTORE_POLICY)
+            await self._bring_up(machine, spec, host, _RESTORE_POLICY)
+        except ResourceError:
+            raise  # a boot would need as much
         except VmgrError as error:
-            if machine.kill_reason is not None:
+            if machine.kill_reason is not None or origin.given_up is None:
                 raise
-            log.warning("machine %s boots, as its template failed: %s", machine.name, error)
-            await self._helper.templates.distrust(ready, error.message)
+            await origin.given_up(error)
         else:
             return True
-        await machine.save(started_from="boot", resync_keys=[], vmm_pid=None, vmm_start_time=None)
-        await self._fit_disk(machine, None)
+        kernel = await self._helper.images.kernel(progress)
+        await machine.save(vmm_pid=None, vmm_start_time=None, **_beginning(None, kernel, host.qemu))
         return False
 
     async def _bring_up(
@@ -247,20 +362,31 @@ class Starting:
     ) -> None:
         """Tell a machine who it is, before anything of the person's runs in it."""
         entropy = secrets.token_bytes(ENTROPY_BYTES)
-        if machine.row.started_from != "template":
+        started_from = machine.row.started_from
+        # One that was copied is to become another than what it was copied from.
+        another = machine.row.clone or started_from == "template"
+        has_init = greeting.init != "agent"
+        machine_id = uuid.uuid4().hex if another and has_init else None
+        if started_from == "boot":
             # The emulated clock chip counts whole seconds.
             await channel.clock(time.time_ns())
-            await channel.configure(hostname=machine.name, entropy=entropy)
+            await channel.configure(
+                hostname=machine.name, entropy=entropy, machine_id=machine_id,
+                renew=machine_id is not None,
+            )  # fmt: skip
             await self._plugging.tell(machine, channel)
             return
-        has_init = greeting.init != "agent"
-        await self._plugging.tell(machine, channel)
+        if another:
+            await self._plugging.tell(machine, channel)
+        else:
+            # It has its addresses, and connections on them.
+            await self._plugging.open_ports(machine)
         await channel.configure(
             hostname=machine.name,
             entropy=entropy,
-            machine_id=uuid.uuid4().hex if has_init else None,
+            machine_id=machine_id,
             realtime_ns=time.time_ns(),
-            renew=has_init,
+            renew=machine_id is not None,
             thaw=True,
         )
 
@@ -284,6 +410,18 @@ class Starting:
         if self._host_boot_id is None:
             self._host_boot_id = await self._services.executors.in_files(host_boot_id)
         return self._host_boot_id
+
+
+def _beginning(origin: Origin | None, kernel: KernelBundle, qemu: Qemu) -> dict[str, Any]:
+    """What the row says of how a machine began to run."""
+    return {
+        "started_from": "boot" if origin is None else origin.started_from,
+        "resync_keys": [] if origin is None else list(origin.resync_keys),
+        "kernel": kernel.release,
+        "kernel_digest": kernel.digest,
+        "qemu": qemu.version,
+        "machine_type": qemu.machine_type if origin is None else origin.machine_type,
+    }
 
 
 async def _end(vmm: Vmm, reason: str) -> None:

@@ -85,6 +85,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     cold: bool = False
     """Its first start is to be a boot."""
     started_from: str | None = None
+    clone: bool = False
+    """It was copied from another machine, and has not become one of its own yet."""
     resync_keys: list[bytes] = []
     """Markers that the agent may hold, oldest first (see `vmgr.agent.keys`)."""
 

@@ -58,7 +58,7 @@ class Streaming:
                 raise UsageError("an offset is not one of a stream")
             machine = self._helper.machines.get(call.path["machine"])
             relay = JobRelay(socket)
-            channel = await machine.ready_channel()
+            channel = await self._helper.machines.channel(machine)
             job = await channel.attach(
                 job_number(call),
                 relay,

@@ -9,6 +9,12 @@
                            |  +-----------------+---vmm-exited-- stopping
                            +--------- vmm-exited (from running) ---+
 
+    running --suspend--> suspending --suspended--> suspended --start--> starting
+                             |                         | drop
+                             +-- ready: running        +----> stopped
+    stopped, suspended --restore--> restoring --restored--> stopped
+                                              --suspended-> suspended
+
 Every change of status is one of these transitions; whoever wants another has found a mistake, and
 gets a `WrongStateError` rather than a machine in an impossible status.
 """
@@ -32,8 +38,13 @@ __all__ = [
     "next_status",
 ]
 
-Trigger = Literal["created", "start", "ready", "stop", "stop-failed", "vmm-exited", "remove"]
-Action = Literal["start", "stop", "restart", "kill", "remove", "exec"]
+Trigger = Literal[
+    "created", "start", "ready", "stop", "stop-failed", "vmm-exited", "remove",
+    "suspend", "suspended", "drop", "restore", "restored",
+]  # fmt: skip
+Action = Literal[
+    "start", "stop", "restart", "kill", "remove", "exec", "suspend", "fork", "snapshot", "restore"
+]
 
 STATUSES: Final[tuple[MachineStatus, ...]] = get_args(MachineStatus)
 TRIGGERS: Final[tuple[Trigger, ...]] = get_args(Trigger)
@@ -54,14 +65,34 @@ TRANSITIONS: Final[dict[tuple[MachineStatus, Trigger], MachineStatus]] = {
     ("stopping", "stop-failed"): "running",
     # Its VMM was found alive with its agent answering after the helper died while stopping it.
     ("stopping", "ready"): "running",
+    ("running", "suspend"): "suspending",
+    ("suspending", "suspended"): "suspended",
+    # It could not be saved, and goes on.
+    ("suspending", "ready"): "running",
+    ("suspending", "vmm-exited"): "stopped",
+    ("suspended", "start"): "starting",
+    # What it had in memory is given up.
+    ("suspended", "drop"): "stopped",
+    ("suspended", "remove"): "removing",
+    # Nothing of it ran, or it could not be begun: it stands where it stood.
+    ("starting", "suspended"): "suspended",
+    ("stopped", "restore"): "restoring",
+    ("suspended", "restore"): "restoring",
+    ("restoring", "restored"): "stopped",
+    ("restoring", "suspended"): "suspended",
+    # A new machine that begins as another one was saved.
+    ("creating", "suspended"): "suspended",
 }
 
 PERMITS: Final[dict[MachineStatus, frozenset[Action]]] = {
     "creating": frozenset(),
-    "stopped": frozenset({"start", "restart", "remove"}),
+    "stopped": frozenset({"start", "restart", "remove", "snapshot", "restore"}),
     "starting": frozenset({"stop", "restart", "kill"}),
-    "running": frozenset({"stop", "restart", "kill", "exec"}),
+    "running": frozenset({"stop", "restart", "kill", "exec", "suspend", "fork", "snapshot"}),
     "stopping": frozenset({"kill"}),
+    "suspending": frozenset({"kill"}),
+    "suspended": frozenset({"start", "stop", "restart", "kill", "snapshot", "restore"}),
+    "restoring": frozenset(),
     "removing": frozenset(),
 }
 
@@ -72,6 +103,10 @@ _DOING: Final[dict[Action, str]] = {
     "kill": "be killed",
     "remove": "be removed",
     "exec": "run commands",
+    "suspend": "be suspended",
+    "fork": "be forked",
+    "snapshot": "be saved",
+    "restore": "be restored",
 }
 _NEXT_STEP: Final[dict[tuple[MachineStatus, Action], str]] = {
     ("stopped", "exec"): "start it with: vmgr start {name}",
@@ -85,6 +120,12 @@ _NEXT_STEP: Final[dict[tuple[MachineStatus, Action], str]] = {
     ("stopping", "restart"): "start it again once it has stopped",
     ("stopped", "stop"): "nothing needs to be done",
     ("stopped", "kill"): "nothing needs to be done",
+    ("stopped", "suspend"): "nothing needs to be done",
+    ("stopped", "fork"): "start it with: vmgr start {name}",
+    ("suspended", "suspend"): "nothing needs to be done",
+    ("suspended", "remove"): "what runs in it would be lost; if so be it: vmgr rm -f {name}",
+    ("suspended", "exec"): "resume it with: vmgr resume {name}",
+    ("running", "restore"): "stop it first, or use: vmgr snapshot restore -f {name}",
 }
 
 

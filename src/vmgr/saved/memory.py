@@ -22,7 +22,16 @@ from vmgr.spawner import ProcessFailedError, run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COPIER", "GuestMemory", "copier_command", "load_memory", "memory_checksum", "outcome"]
+__all__ = [
+    "COPIER",
+    "GuestMemory",
+    "copier_command",
+    "load_memory",
+    "memory_checksum",
+    "new_memfd",
+    "outcome",
+    "seal",
+]
 
 COPIER: Final = Path(__file__).with_name("copier.py")
 _DEADLINE: Final = 120.0
@@ -147,16 +156,21 @@ async def load_memory(path: Path, size: int, checksum: int | None) -> int:
     with contextlib.ExitStack() as stack:
         source = _open_saved(path, size)
         stack.callback(os.close, source)
-        fd = _new_memfd()
+        fd = new_memfd()
         on_failure = stack.enter_context(contextlib.ExitStack())
         on_failure.callback(os.close, fd)
         _, found = await _copied("load", [source, fd], "load a saved memory")
         if checksum is not None and found != checksum:
             raise StateError(f"the saved memory {path} is damaged")
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        seal(fd)
         on_failure.pop_all()
     return fd
+
+
+def seal(fd: int) -> None:
+    """Let nobody change a memfd any more, whoever opens it."""
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
 async def memory_checksum(path: Path, size: int) -> int:
@@ -180,7 +194,12 @@ async def _copied(what: str, fds: list[int], doing: str) -> list[int]:
     return outcome(done.stdout.decode().split(), doing)
 
 
-def _new_memfd() -> int:
+def new_memfd() -> int:
+    """A memfd that can be sealed; the caller closes it.
+
+    Raises:
+        ResourceError: the host gives none.
+    """
     try:
         return os.memfd_create("vmgr-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:

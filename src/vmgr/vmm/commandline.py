@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from vmgr.errors import UsageError
+from vmgr.vmm.diskcopy import DISK_NODE, IMAGE_NODE
 from vmgr.vmm.options import option, plain_value
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class VmmSpec:
     """Further ones; they come last, so they win."""
     restore: Restore | None = None
     """None: it boots."""
+    machine_type: str | None = None
+    """Of a saved machine: the versioned type that it has; None: this QEMU's own."""
     generation: uuid.UUID = field(default_factory=uuid.uuid4)
     """Another one tells the guest's kernel that its random state may be known to others
     (VMGENID)."""
@@ -229,7 +232,7 @@ def _beginning(spec: VmmSpec, kernel_line: str, sockets: SocketFds) -> list[str]
 
 def _board(spec: VmmSpec, qemu: Qemu, accelerator: AcceleratorName) -> list[str]:
     machine = option(
-        qemu.machine_type,
+        spec.machine_type or qemu.machine_type,
         memory_backend="ram",
         # Controllers of which nothing hangs here; finding that out takes emulated time.
         usb=False,
@@ -308,12 +311,12 @@ def _disks(spec: VmmSpec) -> list[str]:
     # full host disk pauses the machine (werror) rather than failing its writes.
     arguments = [
         "-blockdev", option(
-            driver="qcow2", node_name="root", discard="unmap",
+            driver="qcow2", node_name=DISK_NODE, discard="unmap",
             file__driver="file", file__filename=spec.disk, file__locking=True,
             file__aio="threads", file__discard="unmap", **_backing(spec.backing),
         ),
         "-device", option(
-            "virtio-blk-pci", id="root", drive="root", serial="root", disable_legacy=True,
+            "virtio-blk-pci", id="root", drive=DISK_NODE, serial="root", disable_legacy=True,
             werror="enospc", rerror="report",
         ),
     ]  # fmt: skip
@@ -339,6 +342,8 @@ def _backing(files: tuple[Path, ...]) -> dict[str, Value]:
     for file in files:
         prefix += "backing__"
         # The last one is an image's file system; those before it are overlays.
+        if prefix == "backing__":
+            options[f"{prefix}node_name"] = IMAGE_NODE
         options[f"{prefix}driver"] = "raw" if file == files[-1] else "qcow2"
         options[f"{prefix}read_only"] = True
         options[f"{prefix}file__driver"] = "file"

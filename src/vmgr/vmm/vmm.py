@@ -27,6 +27,7 @@ from vmgr.vmm import cappedlog
 from vmgr.vmm.clock import host_tsc_is_steady
 from vmgr.vmm.commandline import command_line
 from vmgr.vmm.console import Console
+from vmgr.vmm.diskcopy import DiskCopy, JobEnds
 from vmgr.vmm.exit import VmmExit, explain_exit, failure_to_start
 from vmgr.vmm.isolation import need_of
 from vmgr.vmm.memory import check_memory
@@ -34,7 +35,7 @@ from vmgr.vmm.qmp import Qmp
 from vmgr.vmm.sockets import listening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from concurrent.futures import Executor
 
     from vmgr.paths import MachinePaths
@@ -76,6 +77,8 @@ class Vmm:
         self.console: Console | None = None
         self.paused_by_disk = False
         """Whether the machine stands still as the host's disk is full; `resume` lets it go on."""
+        self.paused = False
+        """Whether it was found standing still, as `pause` leaves it, when it was adopted."""
         self._process = process
         self._paths = paths
         self._executor = executor
@@ -85,6 +88,7 @@ class Vmm:
         self._shutdown: str | None = None
         self._panicked = False
         self._group: Path | None = None
+        self._jobs = JobEnds()
         self._asked: str | None = None
         self._exit: asyncio.Future[VmmExit] = asyncio.get_running_loop().create_future()
         self._tasks = [
@@ -195,7 +199,9 @@ class Vmm:
             vmm._group = await asyncio.get_running_loop().run_in_executor(executor, group_of, pid)
             vmm.console = await Console.connect(paths.console_socket, paths.console_log, executor)
             state = await vmm._execute("query-status")
-            vmm.paused_by_disk = isinstance(state, dict) and state.get("status") == "io-error"
+            status = state.get("status") if isinstance(state, dict) else None
+            vmm.paused_by_disk = status == "io-error"
+            vmm.paused = status == "paused"
         except MachineError as error:
             log.warning("machine %s: %s", name, error)
         except BaseException:
@@ -229,6 +235,20 @@ class Vmm:
             MachineError: the VMM does not take the command.
         """
         await self._execute("stop")
+
+    @contextlib.asynccontextmanager
+    async def copying_disk(self, fd: int) -> AsyncIterator[DiskCopy]:
+        """Prepare a copy of the disk: `start` it while the machine is paused, and `wait` for it.
+
+        Args:
+            fd: see `DiskCopy.prepared`.
+
+        Raises:
+            MachineError: the VMM does not take it.
+        """
+        qmp = await self._connected()
+        async with DiskCopy.prepared(self.name, qmp, self._jobs, fd) as copy:
+            yield copy
 
     async def save_devices(self, fd: int) -> None:
         """Write the state of a paused machine's devices (not its memory) to a file.
@@ -294,6 +314,7 @@ class Vmm:
             return self._qmp
 
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
+        self._jobs.event(event, data)
         if event == "SHUTDOWN":
             self._shutdown = str(data.get("reason"))
         elif event == "GUEST_PANICKED":
@@ -318,6 +339,7 @@ class Vmm:
 
     async def _watch_end(self) -> None:
         status = await self._process.wait()
+        self._jobs.fail("its VMM has ended")
         # What it said last is still in our end of the sockets: the event that tells why, the panic.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):

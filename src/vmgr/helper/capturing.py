@@ -1,0 +1,143 @@
+"""Capturing a running machine at one moment: memory, devices and, where asked for, its disk.
+
+Everything in the machine is held by the freezer before it stands still, so that what comes back
+from the capture does nothing before it has been told who it is and what time it is. What takes long
+is done before (memory that can no longer change) or after (the disk) the machine stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmgr.errors import MachineError, UnsupportedError, VmgrError
+from vmgr.saved import SavedState, Saver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from vmgr.agent import AgentChannel
+    from vmgr.helper.machine import Machine
+    from vmgr.vmm import Vmm
+
+__all__ = ["Captured", "capture", "captured_disk"]
+
+_THAW_DEADLINE: Final = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was captured."""
+
+    state: SavedState
+    """Its memory's checksum is not known yet."""
+    held_seconds: float
+    """For how long nothing ran in the machine; until now, where it has not gone on."""
+
+
+async def capture(
+    machine: Machine,
+    channel: AgentChannel,
+    memory: int,
+    devices: int,
+    executor: Executor,
+    *,
+    disk: int | None = None,
+    sync: bool,
+    go_on: bool,
+) -> Captured:
+    """Capture a machine that runs; the caller holds its lock.
+
+    Args:
+        channel: the way into it.
+        memory: fd of an empty file for its memory.
+        devices: fd of an empty file, open only for writing, for its devices.
+        disk: fd of an empty qcow2 on the machine's image for a copy of its disk; complete
+            on return.
+        sync: write what the machine has in memory to its disk first.
+        go_on: let the machine go on; else it stays paused, with all its processes held.
+
+    Raises:
+        UnsupportedError: the machine's agent is too old.
+        MachineError, ResourceError, StateError: it could not be captured; it goes on.
+    """
+    vmm = machine.vmm
+    if vmm is None:
+        raise MachineError(f"machine {machine.name} has no VMM")
+    if "still" not in machine.greeting.features:
+        raise UnsupportedError(
+            f"the agent in machine {machine.name} is too old to hold it still",
+            next_step=f"restart it with: vmgr restart {machine.name}",
+        )
+    row = machine.row
+    async with contextlib.AsyncExitStack() as stack:
+        copy = None
+        if disk is not None:
+            copy = await stack.enter_async_context(vmm.copying_disk(disk))
+        saver = await stack.enter_async_context(
+            Saver(vmm, row.memory_bytes, memory, devices, executor)
+        )
+        began = time.monotonic()
+        done = False
+        try:
+            await channel.freeze(sync=sync)
+            await vmm.pause()
+            if copy is not None:
+                await copy.start()
+            used = await saver.save()
+            keys = list(row.resync_keys if machine.row is row else machine.row.resync_keys)
+            done = True
+        finally:
+            if go_on or not done:
+                await asyncio.shield(let_go_on(machine, vmm, channel))
+        held = time.monotonic() - began
+        if copy is not None:
+            await copy.wait()
+    return Captured(
+        SavedState(
+            saved_at=time.time(),
+            qemu=row.qemu or "",
+            machine_type=row.machine_type or "",
+            accelerator=row.accelerator or "",
+            kernel_digest=row.kernel_digest or "",
+            kernel=row.kernel or "",
+            cpus=row.cpus,
+            memory_bytes=row.memory_bytes,
+            boot_id=machine.greeting.boot_id,
+            init=machine.greeting.init,
+            resync_keys=keys,
+            memory_used=used,
+        ),
+        held,
+    )
+
+
+async def let_go_on(machine: Machine, vmm: Vmm, channel: AgentChannel) -> None:
+    """Let a machine that was held go on; what fails is logged, since its VMM may have ended."""
+    try:
+        await vmm.resume()
+        async with asyncio.timeout(_THAW_DEADLINE):
+            await channel.thaw()
+    except (VmgrError, TimeoutError) as error:
+        if vmm.running:
+            log.warning("machine %s does not go on: %s", machine.name, error)
+
+
+@contextlib.asynccontextmanager
+async def captured_disk(path: Path, executor: Executor) -> AsyncIterator[int]:
+    """The fd of a fresh disk's file for `capture`; what is in it is on the disk at the end."""
+    loop = asyncio.get_running_loop()
+    fd = await loop.run_in_executor(executor, os.open, path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

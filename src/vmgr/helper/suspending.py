@@ -1,0 +1,146 @@
+"""Suspending machines: their memory goes to disk and its RAM back to the host.
+
+All that can fail is done while the machine could still go on; its VMM is ended when everything is
+in its directory under its final name. What a dead helper leaves is told by the same rule: where
+there is a whole saved memory and no VMM, the machine is suspended; where the VMM lives, it goes on
+and the saved memory is of no use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from vmgr.errors import MachineError, StateError, VmgrError
+from vmgr.helper.capturing import capture, let_go_on
+from vmgr.saved import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmgr.helper.machine import Machine, Services
+    from vmgr.saved import LoadedMachine
+
+__all__ = ["Suspending"]
+
+_STAGE: Final = ".saved-new"
+
+log = logging.getLogger(__name__)
+
+
+class Suspending:
+    """Suspends machines, and reads what was saved of them."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def suspend(self, machine: Machine) -> None:
+        """Save a running machine and end its VMM; the caller holds its lock.
+
+        Raises:
+            WrongStateError: it does not run.
+            ResourceError, MachineError, StateError: it could not be saved, and goes on.
+        """
+        machine.require("suspend")
+        vmm, channel = machine.vmm, await machine.ready_channel()
+        if vmm is None:
+            raise MachineError(f"machine {machine.name} has no VMM")
+        executor = self._services.executors.files
+        stage = machine.paths.state / _STAGE
+        await machine.move("suspend")
+        held = False
+        try:
+            await self._services.executors.in_files(_fresh, stage)
+            with files.new_files(stage) as (memory, devices):
+                captured = await capture(
+                    machine, channel, memory, devices, executor, sync=True, go_on=False
+                )
+            held = True
+            record = await files.finish(stage, captured.state, executor, disk=machine.paths.disk)
+            await self._services.executors.in_files(_show, stage, machine.paths.saved)
+        except BaseException as error:
+            if held:
+                await asyncio.shield(let_go_on(machine, vmm, channel))
+            await asyncio.shield(self._not_suspended(machine, error))
+            raise
+        # From here on it is suspended, whatever happens.
+        await asyncio.shield(self._end(machine, record))
+
+    async def _not_suspended(self, machine: Machine, error: BaseException) -> None:
+        await self._services.executors.in_files(
+            shutil.rmtree, machine.paths.state / _STAGE, ignore_errors=True
+        )
+        if machine.status != "suspending":
+            return  # its VMM has ended meanwhile
+        reason = error.message if isinstance(error, VmgrError) else "suspending it was cancelled"
+        log.warning("machine %s is not suspended: %s", machine.name, reason)
+        await machine.move("ready")
+
+    async def _end(self, machine: Machine, record: files.SavedMachine) -> None:
+        machine.saved_whole = True
+        try:
+            if machine.vmm is not None:
+                await machine.vmm.kill("suspended")
+            await machine.stopped.wait()
+        finally:
+            machine.saved_whole = False
+        if machine.status == "suspended":
+            # Closing its disk may have touched that once more.
+            await self._services.executors.in_files(_mark, machine.paths.saved, record,
+                                                    machine.paths.disk)  # fmt: skip
+
+    async def load(self, machine: Machine) -> LoadedMachine:
+        """What was saved of a machine.
+
+        Raises:
+            ResourceError: the host has not the memory for it.
+            StateError: it is missing or damaged, or does not fit the disk any more.
+        """
+        return await files.load(
+            machine.paths.saved, self._services.executors.files, disk=machine.paths.disk
+        )
+
+    async def still_saved(self, machine: Machine) -> bool:
+        """Whether a machine without a VMM could go on from what was saved of it."""
+
+        def look() -> bool:
+            try:
+                record = files.read_record(machine.paths.saved)
+                mark = files.disk_mark(machine.paths.disk)
+            except (StateError, OSError):
+                return False
+            return record.disk_mark in {None, mark}
+
+        return await self._services.executors.in_files(look)
+
+    async def drop(self, machine: Machine) -> None:
+        """Remove what was saved of a machine."""
+        for directory in (machine.paths.saved, machine.paths.state / _STAGE):
+            await self._services.executors.in_files(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _fresh(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise StateError(f"cannot make {directory}: {error.strerror}") from error
+
+
+def _show(stage: Path, saved: Path) -> None:
+    try:
+        if saved.exists():  # of an earlier time, and of no use since
+            shutil.rmtree(saved)
+        stage.rename(saved)
+    except OSError as error:
+        raise StateError(f"cannot save the machine in {saved}: {error.strerror}") from error
+
+
+def _mark(saved: Path, record: files.SavedMachine, disk: Path) -> None:
+    try:
+        if files.disk_mark(disk) != record.disk_mark:
+            files.write_record(saved, record, disk=disk)
+    except OSError as error:
+        log.warning("%s is not brought up to date: %s", saved, error)
