@@ -24,6 +24,8 @@ __all__ = [
     "Event",
     "ExecSpec",
     "ExitResult",
+    "ForkMachine",
+    "ForkedMachine",
     "HelperStatus",
     "HelperStop",
     "ImageBuild",
@@ -199,6 +201,25 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     network: NetworkInfo | None = None
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
+
+
+class ForkMachine(Model, frozen=True, kw_only=True):
+    """How many copies of a running machine are wanted, and their names."""
+
+    names: list[str] = field(default_factory=list)
+    """What is missing for `count` is made up from the machine's own."""
+    count: Annotated[int, Meta(ge=1, le=100)] | None = None
+    """None: as many as there are names, or one."""
+
+
+class ForkedMachine(Model, frozen=True, kw_only=True):
+    """What became of one copy."""
+
+    name: str
+    error: ErrorBody | None = None
+    """Why it did not start; then there is no such machine."""
+    seconds: float | None = None
+    """From the request until it was ready."""
 
 
 class StopMachine(Model, frozen=True, kw_only=True):

@@ -146,6 +146,14 @@ OPERATIONS: dict[str, Operation] = {
             response=m.MachineInfo,
         ),
         Operation(
+            "machine_fork",
+            "POST",
+            "/machines/{machine}/fork",
+            "Make running copies of a running machine",
+            m.ForkMachine,
+            list[m.ForkedMachine],
+        ),
+        Operation(
             "machine_kill",
             "POST",
             "/machines/{machine}/kill",

@@ -167,6 +167,13 @@ class Client:
         """Let a suspended machine go on where it stood."""
         return self._call(m.MachineInfo, "machine_resume", {"machine": machine})
 
+    def machine_fork(self, machine: str, how: m.ForkMachine | None = None) -> list[m.ForkedMachine]:
+        """Make running copies of a running machine; each one's outcome is its own."""
+        return self._call(
+            list[m.ForkedMachine], "machine_fork", {"machine": machine},
+            body=how or m.ForkMachine(),
+        )  # fmt: skip
+
     def machine_kill(self, machine: str) -> m.StopReport:
         """End a machine at once, as if its power was cut."""
         return self._call(m.StopReport, "machine_kill", {"machine": machine})

@@ -134,6 +134,9 @@ class Api(Streaming):
         await self._helper.machines.resume(call.path["machine"])
         return await self._helper.machines.info(call.path["machine"])
 
+    async def machine_fork(self, call: Call) -> list[m.ForkedMachine]:
+        return await self._helper.machines.forking.fork(call.path["machine"], call.body)
+
     async def machine_kill(self, call: Call) -> m.StopReport:
         return await self._helper.machines.kill(call.path["machine"])
 

@@ -21,6 +21,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from vmgr.api.models import (
     CreateMachine,
     MachineInfo,
@@ -37,6 +39,7 @@ from vmgr.errors import (
     WrongStateError,
 )
 from vmgr.helper.engine import Engine
+from vmgr.helper.forking import Forking
 from vmgr.helper.machine import Machine, Services
 from vmgr.helper.ports import check_ports
 from vmgr.helper.reconcile import reconcile
@@ -79,6 +82,7 @@ class Machines:
         self._helper = helper
         self._machines: dict[str, Machine] = {}
         self._abandoned: dict[str, asyncio.TimerHandle] = {}
+        self.forking = Forking(services, helper)
         self.engine = Engine(services, helper.watchers, helper, self.vmm_ended)
 
     # -- finding ---------------------------------------------------------------------------
@@ -137,25 +141,52 @@ class Machines:
         name = self._free_name(request.name)
         check_ports(request.ports)
         row, image = await self._row(request, name)
-        if name in self._machines:  # meanwhile
-            raise _taken(name)
+        machine = await self.add(row)
+        async with machine.lock:
+            try:
+                template = await self._make_disk(machine, image)
+                await machine.move("created", template=template)
+            except BaseException:
+                await asyncio.shield(self.forget(machine))
+                raise
+        return machine
+
+    def has(self, name: str) -> bool:
+        """Whether there is a machine of that name."""
+        return name in self._machines
+
+    def check_free(self, name: str) -> None:
+        """See that a new machine can have `name`.
+
+        Raises:
+            UsageError: it is none.
+            ConflictError: it is taken.
+        """
+        self._free_name(name)
+
+    async def add(self, row: MachineRow) -> Machine:
+        """Begin to make a machine: its row, with a number in the network, and its directory.
+
+        Raises:
+            ConflictError: the name is taken.
+            ResourceError: there are too many machines, or no space is left.
+        """
+        self.check_free(row.name)
         if len(self._machines) >= MAX_MACHINES:
             raise ResourceError(
                 f"there are {MAX_MACHINES} machines already", next_step="remove some with: vmgr rm"
             )
-        machine = Machine(self._services, row)
-        self._machines[name] = machine
-        async with machine.lock:
-            try:
-                await machine.save()
-                await self._services.executors.in_files(
-                    machine.paths.state.mkdir, mode=0o700, parents=True
-                )
-                template = await self._make_disk(machine, image)
-                await machine.move("created", template=template)
-            except BaseException:
-                await asyncio.shield(self._forget(machine))
-                raise
+        number = free_number(m.row.number for m in self._machines.values())
+        machine = Machine(self._services, msgspec.structs.replace(row, number=number))
+        self._machines[row.name] = machine
+        try:
+            await machine.save()
+            await self._services.executors.in_files(
+                machine.paths.state.mkdir, mode=0o700, parents=True
+            )
+        except BaseException:
+            await asyncio.shield(self.forget(machine))
+            raise
         return machine
 
     async def _row(self, request: CreateMachine, name: str) -> tuple[MachineRow, Image]:
@@ -181,7 +212,6 @@ class Machines:
             ephemeral=request.ephemeral,
             pristine=True,
             cold=request.cold,
-            number=free_number(m.row.number for m in self._machines.values()),
             access=request.access
             or ("internet" if request.ephemeral else str(config.get("network.access"))),
             created_at=time.time(),
@@ -446,10 +476,10 @@ class Machines:
     async def _remove(self, machine: Machine) -> MachineRemoved:
         used = (await self._services.executors.in_files(machine.info)).disk_used_bytes or 0
         await machine.move("remove")
-        await self._forget(machine)
+        await self.forget(machine)
         return MachineRemoved(machine=machine.name, freed_bytes=used)
 
-    async def _forget(self, machine: Machine) -> None:
+    async def forget(self, machine: Machine) -> None:
         """Delete a machine's files, then its row."""
         for directory in (machine.paths.runtime, machine.paths.state):
             await self._services.executors.in_files(shutil.rmtree, directory, ignore_errors=True)
@@ -469,9 +499,7 @@ class Machines:
             if machine.row.number is None:  # made before machines had a network
                 number = free_number(m.row.number for m in self._machines.values())
                 await machine.save(number=number)
-        await reconcile(
-            self._services, self.all(), self.engine, self._forget, self._helper.watchers
-        )
+        await reconcile(self._services, self.all(), self.engine, self.forget, self._helper.watchers)
         for machine in self.all():
             if machine.row.ephemeral:
                 self._abandon(machine)
