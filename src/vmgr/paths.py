@@ -10,7 +10,9 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
                                         crashes/
     cache/    ~/.cache/vmgr             kernels/, apt/, probes.json, templates/KEY/{template.json,
                                         memory,devices,disk.qcow2} (all of it can be rebuilt)
-    data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json}
+    data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json},
+                                        snapshots/ID/{snapshot.json,disk.qcow2,memory,devices,
+                                        saved.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, switchboard.sock, network.json,
                                         machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
@@ -125,6 +127,10 @@ class Paths:
     def images(self) -> Path:
         return self.data / "images"
 
+    @property
+    def snapshots(self) -> Path:
+        return self.data / "snapshots"
+
     # -- runtime -----------------------------------------------------------------
     @property
     def helper_socket(self) -> Path:
@@ -159,6 +165,7 @@ class Paths:
         for directory in (
             self.config, self.state, self.cache, self.data, self.runtime,
             self.machines, self.crashes, self.kernels, self.apt, self.templates, self.images,
+            self.snapshots,
             self.runtime / "machines",
         ):  # fmt: skip
             ensure_private_directory(directory)

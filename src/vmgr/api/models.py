@@ -18,6 +18,7 @@ __all__ = [
     "Check",
     "ConfigEntry",
     "CreateMachine",
+    "CreateSnapshot",
     "DoctorReport",
     "Error",
     "ErrorBody",
@@ -42,6 +43,7 @@ __all__ = [
     "PortForward",
     "SandboxLevel",
     "SetConfig",
+    "SnapshotInfo",
     "StopMachine",
     "StopReport",
     "StopStep",
@@ -142,6 +144,9 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
     """Its first start is a boot, also where there is a template."""
+    snapshot: str | None = None
+    """`MACHINE:TAG`: it begins as that was, a machine of its own; then it has no other image, and
+    with a memory no other CPUs or memory."""
 
 
 class PortForward(Model, frozen=True, kw_only=True):
@@ -220,6 +225,32 @@ class ForkedMachine(Model, frozen=True, kw_only=True):
     """Why it did not start; then there is no such machine."""
     seconds: float | None = None
     """From the request until it was ready."""
+
+
+class CreateSnapshot(Model, frozen=True, kw_only=True):
+    """What a new snapshot is to be called."""
+
+    tag: str | None = None
+    """None: the time now."""
+
+
+class SnapshotInfo(Model, frozen=True, kw_only=True):
+    """A machine as it was at one moment."""
+
+    name: str
+    """`MACHINE:TAG`."""
+    machine: str
+    tag: str
+    created_at: float
+    memory: bool
+    """Whether it ran: then what ran in it goes on when it is restored."""
+    image: str
+    image_digest: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    size_bytes: int
+    """What it takes on this computer's disk."""
 
 
 class StopMachine(Model, frozen=True, kw_only=True):

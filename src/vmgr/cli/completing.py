@@ -52,6 +52,8 @@ def names_of(kind: str) -> list[str]:
             return [machine.name for machine in client.machine_list()]
         if kind == "images":
             return [name for image in client.image_list() for name in image.names]
+        if kind == "snapshots":
+            return [snapshot.name for snapshot in client.snapshot_list()]
         if kind == "templates":
             return [template.key[:12] for template in client.template_list()]
         return [entry.key for entry in client.config_list()]

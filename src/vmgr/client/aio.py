@@ -183,6 +183,27 @@ class AsyncClient:
         """End a machine at once, as if its power was cut."""
         return await self._call(m.StopReport, "machine_kill", {"machine": machine})
 
+    # -- snapshots ---------------------------------------------------------------------------------
+    async def snapshot_list(self, machine: str | None = None) -> list[m.SnapshotInfo]:
+        """Snapshots of all machines or of one, oldest first."""
+        return await self._call(list[m.SnapshotInfo], "snapshot_list", query={"machine": machine})
+
+    async def snapshot_create(self, machine: str, tag: str | None = None) -> m.SnapshotInfo:
+        """Take a snapshot of a machine; with its memory where it runs or is suspended."""
+        return await self._call(
+            m.SnapshotInfo, "snapshot_create", {"machine": machine}, body=m.CreateSnapshot(tag=tag)
+        )
+
+    async def snapshot_restore(self, snapshot: str, *, force: bool = False) -> m.MachineInfo:
+        """Make a machine what it was; with `force` one that runs is ended first."""
+        return await self._call(
+            m.MachineInfo, "snapshot_restore", {"snapshot": snapshot}, query={"force": force}
+        )
+
+    async def snapshot_remove(self, snapshot: str) -> m.SnapshotInfo:
+        """Remove a snapshot, `MACHINE:TAG`."""
+        return await self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
+
     # -- ports -------------------------------------------------------------------------------------
     async def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""

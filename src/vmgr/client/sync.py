@@ -178,6 +178,27 @@ class Client:
         """End a machine at once, as if its power was cut."""
         return self._call(m.StopReport, "machine_kill", {"machine": machine})
 
+    # -- snapshots ---------------------------------------------------------------------------------
+    def snapshot_list(self, machine: str | None = None) -> list[m.SnapshotInfo]:
+        """Snapshots of all machines or of one, oldest first."""
+        return self._call(list[m.SnapshotInfo], "snapshot_list", query={"machine": machine})
+
+    def snapshot_create(self, machine: str, tag: str | None = None) -> m.SnapshotInfo:
+        """Take a snapshot of a machine; with its memory where it runs or is suspended."""
+        return self._call(
+            m.SnapshotInfo, "snapshot_create", {"machine": machine}, body=m.CreateSnapshot(tag=tag)
+        )
+
+    def snapshot_restore(self, snapshot: str, *, force: bool = False) -> m.MachineInfo:
+        """Make a machine what it was; with `force` one that runs is ended first."""
+        return self._call(
+            m.MachineInfo, "snapshot_restore", {"snapshot": snapshot}, query={"force": force}
+        )
+
+    def snapshot_remove(self, snapshot: str) -> m.SnapshotInfo:
+        """Remove a snapshot, `MACHINE:TAG`."""
+        return self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
+
     # -- ports -------------------------------------------------------------------------------------
     def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""

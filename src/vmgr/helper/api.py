@@ -140,6 +140,23 @@ class Api(Streaming):
     async def machine_kill(self, call: Call) -> m.StopReport:
         return await self._helper.machines.kill(call.path["machine"])
 
+    # -- snapshots --------------------------------------------------------------------------
+
+    async def snapshot_list(self, call: Call) -> list[m.SnapshotInfo]:
+        return self._helper.snapshots.infos(call.query["machine"])
+
+    async def snapshot_create(self, call: Call) -> m.SnapshotInfo:
+        return await self._helper.snapshots.create(call.path["machine"], call.body.tag)
+
+    async def snapshot_restore(self, call: Call) -> m.MachineInfo:
+        machine = await self._helper.snapshots.restore(
+            call.path["snapshot"], force=call.query["force"]
+        )
+        return await self._helper.machines.info(machine.name)
+
+    async def snapshot_remove(self, call: Call) -> m.SnapshotInfo:
+        return await self._helper.snapshots.remove(call.path["snapshot"])
+
     # -- ports ------------------------------------------------------------------------------
 
     async def port_list(self, call: Call) -> list[m.PortForward]:

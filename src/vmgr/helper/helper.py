@@ -19,6 +19,7 @@ from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
 from vmgr.helper.ports import Ports
+from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
@@ -66,9 +67,8 @@ class Helper:
         self.ports = Ports(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
-        self.images = ImageService(
-            services, find_agent, self.machines.image_users, self.machines.kernel_users
-        )
+        self.snapshots = Snapshots(services, self)
+        self.images = ImageService(services, find_agent, self._image_users, self._kernel_users)
 
     async def start(self) -> None:
         """Open the store and bring it in line with what is on this host.
@@ -80,12 +80,19 @@ class Helper:
         await self.images.reconcile()
         await self.templates.reconcile()
         await self.network.adopt()
+        await self.snapshots.reconcile()
         await self.machines.reconcile()
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
             f"the helper crashed and was started again; the report is {path}" for path in reports
         ]
+
+    def _image_users(self) -> list[tuple[str, str, int]]:
+        return [*self.machines.image_users(), *self.snapshots.image_users()]
+
+    def _kernel_users(self) -> list[str]:
+        return [*self.machines.kernel_users(), *self.snapshots.kernel_users()]
 
     def request_stop(self) -> None:
         """Begin to stop; machines go on."""

@@ -140,6 +140,8 @@ class Machines:
         """
         name = self._free_name(request.name)
         check_ports(request.ports)
+        if request.snapshot is not None:
+            return await self._helper.snapshots.make(request.snapshot, request)
         row, image = await self._row(request, name)
         machine = await self.add(row)
         async with machine.lock:
@@ -503,6 +505,20 @@ class Machines:
         for machine in self.all():
             if machine.row.ephemeral:
                 self._abandon(machine)
+            if machine.status == "restoring":
+                await machine.lock.acquire()
+                self._tasks.start(self._restore_again(machine), name=f"restore {machine.name}")
+
+    async def _restore_again(self, machine: Machine) -> None:
+        """Finish what a helper that died had begun; the lock is held, and let go of at the end."""
+        try:
+            await self._helper.snapshots.restore_again(machine)
+        except (OSError, VmgrError) as error:
+            log.warning("machine %s is not restored: %s", machine.name, error)
+            reason = f"restoring it was broken off: {error}"
+            await machine.move("restored", reason=reason, restoring=None)
+        finally:
+            machine.lock.release()
 
     def _abandon(self, machine: Machine) -> None:
         """Remove an ephemeral machine unless its client comes back in time."""

@@ -87,6 +87,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     started_from: str | None = None
     clone: bool = False
     """It was copied from another machine, and has not become one of its own yet."""
+    restoring: str | None = None
+    """The id of the snapshot that it is just being restored from."""
     resync_keys: list[bytes] = []
     """Markers that the agent may hold, oldest first (see `vmgr.agent.keys`)."""
 

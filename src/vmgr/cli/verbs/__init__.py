@@ -40,6 +40,7 @@ VERBS: Final[dict[str, Verb]] = {
     "suspend": Verb(GROUPS[0], "save machines' memory to disk and free their RAM"),
     "resume": Verb(GROUPS[0], "let suspended machines go on where they stood"),
     "fork": Verb(GROUPS[0], "make running copies of a running machine"),
+    "snapshot": Verb(GROUPS[0], "take, list and restore machines as they were"),
     "kill": Verb(GROUPS[0], "end machines at once, as if the power was cut"),
     "rm": Verb(GROUPS[0], "remove machines and their disks"),
     "ls": Verb(GROUPS[0], "list machines"),

@@ -18,6 +18,7 @@ DESCRIPTION = """Create a machine with a disk of its own. Without a name, one is
 is printed. An image that is missing and that vmgr can build is built first."""
 EXAMPLES = """examples:
   vmgr create web
+  vmgr create --from web:before trial
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
 
 
@@ -28,6 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+    origin = parser.add_argument(
+        "--from", dest="snapshot", metavar="MACHINE:TAG", help="begin as this snapshot was"
+    )
+    origin.completer = "snapshots"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument("--name", dest="name_option", metavar="NAME", help="the same as NAME")
     parser.add_argument("--start", action="store_true", help="start it as well")
     parser.add_argument("--json", action="store_true", help="print the machine as JSON")
@@ -46,6 +51,7 @@ def execute(options: argparse.Namespace) -> int:
         cold=options.cold,
         access=options.net,
         ports=options.ports,
+        snapshot=options.snapshot,
     )
     try:
         machine = helper.machine_create(wanted)
