@@ -306,6 +306,12 @@ def machine(module_home: Home) -> str:
     return name
 
 
+def pytest_configure() -> None:
+    """Signals as a terminal leaves them: a shell that runs us in the background ignores some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield

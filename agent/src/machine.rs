@@ -113,7 +113,10 @@ impl Machine {
 
     /// Do what `configure` asks, in the order that makes each step safe: entropy before identities, and
     /// processes that were held go on when all of it is done.
-    pub fn configure(&self, configure: &Configure) -> Result<(), Refusal> {
+    ///
+    /// Returns: whether the machine has an SSH server whose host keys were removed.
+    pub fn configure(&self, configure: &Configure) -> Result<bool, Refusal> {
+        let mut sshd = false;
         if let Some(entropy) = configure.entropy.as_deref().filter(|e| !e.is_empty()) {
             add_entropy(entropy).map_err(|errno| Refusal::system("cannot add entropy", errno))?;
         }
@@ -131,13 +134,13 @@ impl Machine {
         if configure.renew {
             still::renew_seed(self.top())
                 .map_err(|errno| Refusal::system("cannot renew the random seed", errno))?;
-            still::drop_host_keys(self.top())
+            sshd = still::drop_host_keys(self.top())
                 .map_err(|errno| Refusal::system("cannot remove SSH host keys", errno))?;
         }
         if configure.thaw {
             still::thaw()?;
         }
-        Ok(())
+        Ok(sshd)
     }
 
     /// How many processes were killed for memory since the last call, if any.

@@ -74,8 +74,8 @@ impl Server {
                 Ok(Some(vec![("stepped_ns", stepped.into())]))
             }
             Request::Configure(configure) => {
-                self.machine.configure(&configure)?;
-                Ok(Some(Vec::new()))
+                let sshd = self.machine.configure(&configure)?;
+                Ok(Some(vec![("sshd", sshd.into())]))
             }
             Request::Freeze { sync } => {
                 self.start_task(channel, move || still::freeze(sync).map(|()| None))

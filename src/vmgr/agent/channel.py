@@ -300,7 +300,7 @@ class AgentChannel:
         realtime_ns: int | None = None,
         renew: bool = False,
         thaw: bool = False,
-    ) -> None:
+    ) -> m.Configured:
         """Tell a fresh machine who it is.
 
         Args:
@@ -315,7 +315,7 @@ class AgentChannel:
             hostname=hostname, entropy=entropy, machine_id=machine_id, realtime_ns=realtime_ns,
             renew=renew, thaw=thaw,
         )  # fmt: skip
-        await self._ask(request, m.Empty)
+        return await self._ask(request, m.Configured)
 
     async def freeze(self, *, sync: bool = True, deadline: float | None = None) -> None:
         """Hold every process but the agent and write everything to the machine's disks.

@@ -163,6 +163,13 @@ class Clocked(Message, frozen=True):
     stepped_ns: int = 0
 
 
+class Configured(Message, frozen=True):
+    """The machine is as asked."""
+
+    sshd: bool = False
+    """With `renew`: it has an SSH server, which has no host keys now."""
+
+
 class Networked(Message, frozen=True):
     """The network is as asked."""
 
@@ -272,6 +279,8 @@ class Clock(Request, frozen=True, kw_only=True, tag="clock"):
 
 class Configure(Request, frozen=True, kw_only=True, tag="configure"):
     """What a fresh machine is told."""
+
+    reply: ClassVar[type[Message]] = Configured
 
     hostname: str | None = None
     entropy: bytes | None = None

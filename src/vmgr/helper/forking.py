@@ -19,7 +19,7 @@ import msgspec
 
 from vmgr.api.models import ForkedMachine, ForkMachine
 from vmgr.artifact.sparse import copy_sparse
-from vmgr.errors import ExecError, ResourceError, UsageError, VmgrError
+from vmgr.errors import ResourceError, UsageError, VmgrError
 from vmgr.helper.capturing import capture
 from vmgr.helper.server import error_body
 from vmgr.helper.starting import Origin
@@ -39,15 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Forking", "copied_row"]
 
 MOST: Final = 100
-_KEYS_DEADLINE: Final = 120.0
-# A machine that was copied lost its SSH host keys; where there is a server, it gets new ones.
-_NEW_HOST_KEYS: Final = b"""
-[ -x /usr/sbin/sshd ] || exit 0
-ssh-keygen -A >/dev/null 2>&1
-if [ -d /run/systemd/system ]; then systemctl try-restart ssh.service sshd.service; fi
-exit 0
-"""
-
 log = logging.getLogger(__name__)
 
 
@@ -179,12 +170,7 @@ class Forking:
         except BaseException:
             await asyncio.shield(machines.discard(child))
             raise
-        self.renew_host_keys(child)
         return ForkedMachine(name=child.name, seconds=time.monotonic() - began)
-
-    def renew_host_keys(self, machine: Machine) -> None:
-        """Have SSH host keys made, in the background: that takes a while where all is emulated."""
-        self._helper.watchers.start(_make_host_keys(machine), name=f"host keys {machine.name}")
 
 
 def _raise(child: Machine, problem: BaseException | None) -> None:
@@ -196,16 +182,6 @@ def _raise(child: Machine, problem: BaseException | None) -> None:
         )
     if problem is not None:
         raise problem
-
-
-async def _make_host_keys(machine: Machine) -> None:
-    try:
-        channel = await machine.ready_channel()
-        await channel.run([b"/bin/sh", b"-c", _NEW_HOST_KEYS], deadline=_KEYS_DEADLINE)
-    except ExecError:
-        return  # it has no shell
-    except (VmgrError, TimeoutError) as error:
-        log.info("machine %s: no new SSH host keys: %s", machine.name, error)
 
 
 def copied_row(row: MachineRow, name: str) -> MachineRow:

@@ -191,7 +191,7 @@ class ImageService:
         if users := self._used_by(image.digest):
             raise ConflictError(
                 f"the image {reference} is in use by {', '.join(users)}",
-                next_step="remove those machines first",
+                next_step="remove those first",
             )
         # From here on nobody can begin to use it: a machine is known before it waits for its disk.
         self._removing.add(image.digest)

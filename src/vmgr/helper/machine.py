@@ -71,6 +71,8 @@ class Machine:
         self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
+        self.wants_host_keys = False
+        """It has an SSH server without host keys."""
         self.saved_whole = False
         """Its memory is on disk; that its VMM ends now is no loss."""
         if row.status in _WITHOUT_VMM:

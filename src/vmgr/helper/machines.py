@@ -299,7 +299,7 @@ class Machines:
 
     async def awake(self, machine: Machine) -> Machine:
         """Let a suspended machine go on; others are as they are."""
-        if machine.status in {"suspending", "suspended"}:
+        if machine.status in {"suspending", "suspended", "restoring"}:
             async with machine.lock:
                 if machine.status == "suspended":
                     await self.engine.start(machine, no_progress)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from vmgr.errors import ResourceError, StateError, VmgrError
+from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.image import base_of, create_disk
 from vmgr.vmm import BootPolicy, Restore, Vmm, VmmSpec, boot
@@ -253,6 +254,10 @@ class Starting:
             raise
         assert machine.vmm is not None  # noqa: S101 (it has been brought up)
         self._engine.started(machine, machine.vmm)
+        if machine.wants_host_keys:
+            self._helper.watchers.start(
+                make_host_keys(machine), name=f"host keys of {machine.name}"
+            )
 
     async def _failed(self, machine: Machine, error: BaseException) -> None:
         """A start came to nothing: the machine is what it was before, if it can be that."""
@@ -370,10 +375,10 @@ class Starting:
         if started_from == "boot":
             # The emulated clock chip counts whole seconds.
             await channel.clock(time.time_ns())
-            await channel.configure(
-                hostname=machine.name, entropy=entropy, machine_id=machine_id,
-                renew=machine_id is not None,
-            )  # fmt: skip
+            configured = await channel.configure(
+                hostname=machine.name, entropy=entropy, machine_id=machine_id, renew=another
+            )
+            machine.wants_host_keys = configured.sshd
             await self._plugging.tell(machine, channel)
             return
         if another:
@@ -381,14 +386,15 @@ class Starting:
         else:
             # It has its addresses, and connections on them.
             await self._plugging.open_ports(machine)
-        await channel.configure(
+        configured = await channel.configure(
             hostname=machine.name,
             entropy=entropy,
             machine_id=machine_id,
             realtime_ns=time.time_ns(),
-            renew=machine_id is not None,
+            renew=another,
             thaw=True,
         )
+        machine.wants_host_keys = configured.sshd
 
     async def _spec(self, machine: Machine, kernel: KernelBundle) -> VmmSpec:
         row = machine.row

@@ -125,7 +125,7 @@ _NEXT_STEP: Final[dict[tuple[MachineStatus, Action], str]] = {
     ("suspended", "suspend"): "nothing needs to be done",
     ("suspended", "remove"): "what runs in it would be lost; if so be it: vmgr rm -f {name}",
     ("suspended", "exec"): "resume it with: vmgr resume {name}",
-    ("running", "restore"): "stop it first, or use: vmgr snapshot restore -f {name}",
+    ("running", "restore"): "stop it first, or use: vmgr snapshot restore -f",
 }
 
 
@@ -141,7 +141,7 @@ def next_status(name: str, status: MachineStatus, trigger: Trigger) -> MachineSt
     try:
         return TRANSITIONS[status, trigger]
     except KeyError:
-        needed = [before for before, by in TRANSITIONS if by == trigger]
+        needed = [before for before in STATUSES if (before, trigger) in TRANSITIONS]
         raise WrongStateError(
             f"machine {name} is {status}, where {trigger!r} cannot happen",
             details={"machine": name, "seen": status, "needed": needed},
