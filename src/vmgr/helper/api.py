@@ -94,10 +94,19 @@ class Api(Streaming):
 
     async def config_set(self, call: Call) -> m.ConfigEntry:
         key, value = call.path["key"], call.body.value
-        return await self._helper.with_config(lambda config: config.set(key, value))
+        entry = await self._helper.with_config(lambda config: config.set(key, value))
+        await self._settings_changed()
+        return entry
 
     async def config_unset(self, call: Call) -> m.ConfigEntry:
-        return await self._helper.with_config(lambda config: config.unset(call.path["key"]))
+        entry = await self._helper.with_config(lambda config: config.unset(call.path["key"]))
+        await self._settings_changed()
+        return entry
+
+    async def _settings_changed(self) -> None:
+        self._helper.idling.look()
+        if int((await self._helper.settings()).get("pool.size")) == 0:
+            await self._helper.pool.empty()
 
     # -- machines ---------------------------------------------------------------------------
 

@@ -138,6 +138,7 @@ class Engine:
         """A machine runs: see its end, and keep its agent reached."""
         self._watch(machine, vmm)
         self._keep(machine, vmm)
+        self._helper.idling.look()
 
     async def connect(self, machine: Machine) -> AgentChannel:
         """Connect to a machine's agent; waits for no answer."""

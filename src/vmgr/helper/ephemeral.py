@@ -66,11 +66,15 @@ class EphemeralRun:
         wanted = msgspec.structs.replace(request.machine, ephemeral=True)
         image = wanted.image or str((await self._helper.settings()).get("image.default"))
         await self._helper.images.ensure(image, progress)
-        machine = await machines.create(wanted)
+        machine = await self._helper.pool.take(wanted)
+        if machine is None:
+            machine = await machines.create(wanted)
         try:
             await machines.start(machine.name, progress)
-            return machine, await machines.exec(machine, request.spec, relay)
+            job = await machines.exec(machine, request.spec, relay)
         except BaseException:
             # Cancelled as well: the removal must not be.
             await asyncio.shield(machines.discard(machine))
             raise
+        self._helper.pool.refill()
+        return machine, job

@@ -13,11 +13,14 @@ from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
 from vmgr.config import Config
 from vmgr.helper import crash
+from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
+from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
+from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.store import Store
@@ -67,6 +70,9 @@ class Helper:
         self.ports = Ports(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
+        self.pool = Pool(self)
+        self.idling = Idling(self)
+        self.doorbell = Doorbell(self)
         self.snapshots = Snapshots(services, self)
         self.images = ImageService(services, find_agent, self._image_users, self._kernel_users)
 
@@ -82,6 +88,7 @@ class Helper:
         await self.network.adopt()
         await self.snapshots.reconcile()
         await self.machines.reconcile()
+        self.watchers.start(self.idling.run(), name="idle machines")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -105,6 +112,8 @@ class Helper:
     async def close(self) -> None:
         """Let go of everything. Machines go on."""
         self.stopping.set()
+        self.doorbell.close()
+        await self.pool.empty()
         await self.tasks.finish(TASKS_DEADLINE)
         await self.watchers.finish(0)
         live = any(not machine.stopped.is_set() for machine in self.machines.all())

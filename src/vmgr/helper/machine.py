@@ -8,6 +8,7 @@ lifecycle table, saves, and publishes the event, in this order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from vmgr.machine.lifecycle import check_permits, next_status
 from vmgr.network.addresses import DOMAIN, identity_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmgr.agent import AgentChannel, AgentHello
     from vmgr.api.models import MachineStatus, NetworkAccess, SandboxLevel
     from vmgr.helper.events import EventBus
@@ -71,6 +74,9 @@ class Machine:
         self._uptime: tuple[int, int] = (0, 0)
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
+        self.in_use = 0
+        """How many clients' commands are attached to it."""
+        self.used_at = time.monotonic()
         self.wants_host_keys = False
         """It has an SSH server without host keys."""
         self.saved_whole = False
@@ -141,6 +147,16 @@ class Machine:
         self._services.events.publish(
             "machine.status", self.name, before=before, after=after, reason=reason
         )
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """For as long as a client's command is attached to it."""
+        self.in_use += 1
+        try:
+            yield
+        finally:
+            self.in_use -= 1
+            self.used_at = time.monotonic()
 
     def connected(self, channel: AgentChannel, hello: AgentHello) -> None:
         """The agent has said hello."""

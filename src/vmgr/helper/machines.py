@@ -109,7 +109,8 @@ class Machines:
 
     def count(self, status: str | None = None) -> int:
         """How many there are, or are in `status`."""
-        return sum(status in {None, m.status} for m in self._machines.values())
+        seen = [m for m in self._machines.values() if not m.row.pooled]
+        return sum(status in {None, m.status} for m in seen)
 
     def image_users(self) -> Iterable[tuple[str, str, int]]:
         """Which machine uses which image: name, digest, size of its disk."""
@@ -121,7 +122,7 @@ class Machines:
 
     async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""
-        machines = self.all()
+        machines = [m for m in self.all() if not m.row.pooled]
         return await self._services.executors.in_files(lambda: [m.info() for m in machines])
 
     async def info(self, name: str) -> MachineInfo:
@@ -130,8 +131,11 @@ class Machines:
 
     # -- making ---------------------------------------------------------------------------
 
-    async def create(self, request: CreateMachine) -> Machine:
+    async def create(self, request: CreateMachine, *, pooled: bool = False) -> Machine:
         """Make a machine; it is stopped.
+
+        Args:
+            pooled: nobody is to see it until somebody takes it.
 
         Raises:
             ConflictError: the name is taken.
@@ -143,7 +147,7 @@ class Machines:
         if request.snapshot is not None:
             return await self._helper.snapshots.make(request.snapshot, request)
         row, image = await self._row(request, name)
-        machine = await self.add(row)
+        machine = await self.add(msgspec.structs.replace(row, pooled=pooled))
         async with machine.lock:
             try:
                 template = await self._make_disk(machine, image)
@@ -339,6 +343,7 @@ class Machines:
     async def _drop_saved(self, machine: Machine, reason: str) -> None:
         """Give up what a suspended machine had in memory. The caller holds its lock."""
         await machine.move("drop", reason=reason)
+        self._helper.doorbell.release(machine)
         await self.engine.suspending.drop(machine)
 
     async def stop(self, name: str, request: StopMachine) -> StopReport:
@@ -396,6 +401,8 @@ class Machines:
             interface=None,
         )
         await self._helper.network.unplug(machine.row.id)
+        if suspended:
+            self._helper.doorbell.hold(machine)
         if machine.row.ephemeral:
             # On its own: whoever holds the lock (a stop, say) may wait for us.
             self._start_discard(machine)
@@ -486,6 +493,7 @@ class Machines:
         for directory in (machine.paths.runtime, machine.paths.state):
             await self._services.executors.in_files(shutil.rmtree, directory, ignore_errors=True)
         await self._services.executors.in_store(self._services.store.delete_machine, machine.row.id)
+        self._helper.doorbell.release(machine)
         if self._machines.get(machine.name) is machine:
             del self._machines[machine.name]
         self._services.events.publish("machine.removed", machine.name)
@@ -505,6 +513,8 @@ class Machines:
         for machine in self.all():
             if machine.row.ephemeral:
                 self._abandon(machine)
+            if machine.status == "suspended":
+                self._helper.doorbell.hold(machine)
             if machine.status == "restoring":
                 await machine.lock.acquire()
                 self._tasks.start(self._restore_again(machine), name=f"restore {machine.name}")

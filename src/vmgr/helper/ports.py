@@ -27,6 +27,8 @@ from vmgr.network import identity_of
 from vmgr.switchboard.messages import Forward
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmgr.api.models import PortForward
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine
@@ -117,6 +119,15 @@ class Ports:
                     "port.failed", machine.name, port=port.host_port, problem=error.message
                 )
 
+    def bound(self, machine: Machine) -> Iterator[tuple[Forward, socket.socket]]:
+        """Sockets for the ports of a machine that is suspended; failures are logged."""
+        for port in machine.row.ports:
+            for forward in _forwards(machine, port):
+                try:
+                    yield forward, _bound(forward)
+                except OSError as error:
+                    log.warning("machine %s: %s", machine.name, _refused(forward, error))
+
     async def reopen(self) -> None:
         """A new switchboard has no ports yet."""
         for machine in self._helper.machines.all():
@@ -128,7 +139,7 @@ class Ports:
     async def _open(self, machine: Machine, port: PortForward) -> None:
         for number, forward in enumerate(_forwards(machine, port)):
             try:
-                sock = _bound(forward)
+                sock = self._helper.doorbell.take(forward) or _bound(forward)
             except OSError as error:
                 if number:  # this computer has no IPv6, say
                     continue

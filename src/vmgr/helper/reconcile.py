@@ -9,6 +9,7 @@
 | suspending | its VMM | adopted: it goes on, what was saved of it is of no use |
 | starting, running, stopping | no VMM | stopped, with the reason |
 | starting, suspending | no VMM, a saved memory that fits its disk | suspended |
+| any, and it waits in a pool | anything | removed: the pool was the dead helper's |
 | (no row) | files of a machine | removed |
 
 Ephemeral machines without a VMM are removed. VMMs are recognized by the process that the row names
@@ -65,7 +66,7 @@ async def reconcile(
     await _end_builders(services)
     for machine in machines:
         pid = vmms.pop(machine.row.id, None)
-        if machine.row.status not in _LIVE:
+        if machine.row.status not in _LIVE or machine.row.pooled:
             await _settle_dead(machine, pid, forget)
         elif pid is None:
             await _settle_ended(
@@ -78,6 +79,8 @@ async def reconcile(
             machine.adopted.clear()
             tasks.start(_adopt(machine, engine), name=f"adopt {machine.name}")
     for machine in machines:
+        if machine.row.pooled:
+            continue
         if machine.status not in {"suspended", "suspending", "restoring"}:
             await engine.suspending.drop(machine)
     for machine_id, pid in vmms.items():
@@ -97,7 +100,7 @@ async def _settle_dead(
     if machine.row.status in {"creating", "removing"}:
         log.info("machine %s: was %s, removed", machine.name, machine.row.status)
         await forget(machine)
-    elif machine.row.ephemeral:
+    elif machine.row.ephemeral:  # those that waited in a pool are
         await forget(machine)
 
 

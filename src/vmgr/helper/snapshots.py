@@ -227,6 +227,8 @@ class Snapshots:
             template=None if not row.pristine else "restored",
             clone=row.clone,
         )
+        if machine.status == "suspended":
+            self._helper.doorbell.hold(machine)
 
     async def make(self, reference: str, request: CreateMachine) -> Machine:
         """A new machine that begins as a snapshot was; suspended or stopped.

@@ -253,6 +253,7 @@ class Starting:
             await asyncio.shield(self._failed(machine, error))
             raise
         assert machine.vmm is not None  # noqa: S101 (it has been brought up)
+        self._helper.doorbell.release(machine)
         self._engine.started(machine, machine.vmm)
         if machine.wants_host_keys:
             self._helper.watchers.start(

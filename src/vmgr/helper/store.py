@@ -82,6 +82,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     template: str | None = None
     """While it is pristine: the id of the template whose disk it has; None: its image's. Any other
     text: the disk was written to, by a start that did not come to its end."""
+    pooled: bool = False
+    """It waits for a `run`, and nobody has seen it."""
     cold: bool = False
     """Its first start is to be a boot."""
     started_from: str | None = None

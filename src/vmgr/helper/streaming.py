@@ -47,8 +47,10 @@ class Streaming:
             start = await _first(socket, streams.Start)
             machine = self._helper.machines.get(call.path["machine"])
             relay = JobRelay(socket, detached=start.spec.detached)
-            job = await self._helper.machines.exec(machine, start.spec, relay)
-            await self._relay(relay, job, streams.Started(machine=machine.name, job=job.id))
+            with machine.used():
+                job = await self._helper.machines.exec(machine, start.spec, relay)
+            with machine.used():
+                await self._relay(relay, job, streams.Started(machine=machine.name, job=job.id))
 
     async def attach(self, call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
@@ -76,7 +78,8 @@ class Streaming:
             if machine.row.ephemeral:
                 await EphemeralRun(self._helper, socket).attached(machine, relay, job, started)
             else:
-                await self._relay(relay, job, started)
+                with machine.used():
+                    await self._relay(relay, job, started)
 
     async def run(self, _call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):

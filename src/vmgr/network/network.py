@@ -175,6 +175,15 @@ class Network:
         result, _ = await self._line.ask(m.Hello())
         return msgspec.convert(result.get("forwards", []), list[m.Forward])
 
+    async def connected(self) -> set[str]:
+        """The ids of machines that somebody is connected to by a forwarded port."""
+        import msgspec
+
+        if self._line is None or self._line.ended.is_set():
+            return set()
+        result, _ = await self._line.ask(m.Hello())
+        return set(msgspec.convert(result.get("connected", []), list[str]))
+
     # -- the end ---------------------------------------------------------------------------------
 
     async def close(self, *, keep: bool) -> None:

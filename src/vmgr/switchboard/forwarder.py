@@ -66,6 +66,11 @@ class Forwarder:
         listener.settimeout(0)
         self._loop.add_reader(listener, self._accept)
 
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is connected."""
+        return bool(self._own or self._waking)
+
     def close(self, *, reset: bool = False) -> None:
         """Stop listening; with `reset` the connections end too."""
         if self._listener.fileno() >= 0:

@@ -22,6 +22,7 @@ __all__ = ["GATEWAY4", "GATEWAY6", "Links"]
 GATEWAY4: Final = "198.19.0.1"
 GATEWAY6: Final = "fd76:6d67:7200::1"
 LINK_GATEWAY6: Final = "fe80::1"
+GATEWAY_MAC: Final = "02:76:6d:67:72:01"
 
 _TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
 _IFF_TAP: Final = 0x0002
@@ -88,7 +89,8 @@ class Links:
         (index,) = await self._ip.link_lookup(ifname=name)
         ip = self._ip
         await ip.addr("replace", index=index, address=GATEWAY4, prefixlen=32)
-        await ip.link("set", index=index, state="up")
+        # One for all: a machine that comes back from a save knows its gateway by it.
+        await ip.link("set", index=index, address=GATEWAY_MAC, state="up")
         await ip.addr("replace", index=index, address=LINK_GATEWAY6, prefixlen=64, family=_AF_INET6)
         await ip.route("replace", dst=f"{address4}/32", oif=index, scope=_SCOPE_LINK)
         await ip.route("replace", family=_AF_INET6, dst=f"{address6}/128", oif=index)

@@ -117,6 +117,8 @@ class Plugs(Struct, frozen=True, kw_only=True):
     version: int
     machines: list[str]
     forwards: list[Forward]
+    connected: list[str] = []
+    """The machines that somebody is connected to by a forwarded TCP port."""
 
 
 class Event(Struct, frozen=True, kw_only=True):

@@ -193,8 +193,12 @@ class Switchboard:
     async def _do(self, request: m.Asked, fds: list[int]) -> tuple[dict[str, Any], int | None]:
         if isinstance(request, m.Hello):
             plugs = m.Plugs(
-                version=m.VERSION, machines=list(self._machines), forwards=list(self._forwards)
-            )
+                version=m.VERSION, machines=list(self._machines), forwards=list(self._forwards),
+                connected=sorted({
+                    forward.machine for forward, by in self._forwards.items()
+                    if isinstance(by, Forwarder) and by.connected
+                }),
+            )  # fmt: skip
             return msgspec.to_builtins(plugs), None
         if isinstance(request, m.Plug):
             return await self._plug(request)
