@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
+MEMORY = "/tmp/memory"  # noqa: S108 (in the machine)
 SERVER = """
 use IO::Socket::INET;
 my $server = IO::Socket::INET->new(LocalPort => 8000, Listen => 5, ReuseAddr => 1) or die;
@@ -74,7 +75,7 @@ def test_an_idle_machine_is_suspended_and_wakes_when_used(idle: Home, events: Ev
     assert home.json("info", "web")["started_from"] == "suspended"
     events.wait("machine.idle")
     # Ten at once wake it once.
-    clients = [home.start("exec", "web", "--", "cat", "/tmp/memory") for _ in range(10)]
+    clients = [home.start("exec", "web", "--", "cat", MEMORY) for _ in range(10)]
     assert [client.communicate(timeout=60)[0] for client in clients] == [b"kept\n"] * 10
 
 
@@ -90,10 +91,18 @@ def test_a_machine_in_use_is_not_idle(idle: Home, events: Events) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         client.wait(4)  # four times what it takes an idle one
     assert home.json("info", "web")["status"] == "running"
-    client.stdin.close()
-    client.wait(60)
-    assert client.stdout.read() == b""
+    assert client.communicate(timeout=60) == (b"", b"")
     events.wait("machine.idle")
+
+
+def said(port: int, word: bytes) -> bytes:
+    """What the server in the machine answers."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=60) as client,
+        client.makefile("rb") as answer,
+    ):
+        client.sendall(word + b"\n")
+        return answer.readline().rstrip()
 
 
 @pytest.mark.skipif(not os.access("/dev/net/tun", os.R_OK | os.W_OK), reason="takes taps")
@@ -106,17 +115,13 @@ def test_a_connection_wakes_a_machine_and_keeps_it_awake(idle: Home, events: Eve
     shell(home, "web", "until perl -MIO::Socket::INET -e "
           "'IO::Socket::INET->new(\"127.0.0.1:8000\") or exit 1'; do sleep 0.1; done")  # fmt: skip
     events.wait("machine.idle")
-    for word in (b"one\n", b"two\n"):
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-            client.sendall(word)
-            assert client.makefile("rb").readline() == b"got " + word
+    for word in (b"one", b"two"):
+        assert said(port, word) == b"got " + word
         events.wait("machine.idle")
     # A new helper holds the port as well.
     home.kill_helper()
     home.vmgr("ls")
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(b"three\n")
-        assert client.makefile("rb").readline() == b"got three\n"
+    assert said(port, b"three") == b"got three"
     home.vmgr("kill", "web")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=60)

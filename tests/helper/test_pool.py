@@ -38,7 +38,7 @@ def test_a_run_takes_one_that_waits(template_home: Home) -> None:
     # Nobody sees them.
     assert home.json("ls") == []
     assert home.json("helper", "status")["machines_total"] == 0
-    waiting = {pid for pid in home.vmms()}
+    waiting = set(home.vmms())
     seen = set()
     for _ in range(3):
         out = home.vmgr(

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = ["Machines"]
 
 MAX_MACHINES: Final = 1_000
+_SAVED: Final = {"suspended", "snapshot"}
 EPHEMERAL_GRACE: Final = 30.0  # seconds a re-adopted ephemeral machine waits for its client
 
 log = logging.getLogger(__name__)
@@ -303,7 +304,8 @@ class Machines:
 
     async def awake(self, machine: Machine) -> Machine:
         """Let a suspended machine go on; others are as they are."""
-        if machine.status in {"suspending", "suspended", "restoring"}:
+        waking = machine.status == "starting" and machine.row.started_from in _SAVED
+        if waking or machine.status in {"suspending", "suspended", "restoring"}:
             async with machine.lock:
                 if machine.status == "suspended":
                     await self.engine.start(machine, no_progress)
@@ -393,6 +395,10 @@ class Machines:
             ended.cause == "reboot" and machine.status == "running" and machine.kill_reason is None
         )
         suspended = machine.saved_whole and machine.kill_reason is None
+        await self._helper.network.unplug(machine.row.id)
+        if suspended:
+            # Before anybody hears of it: whoever knows that it sleeps may wake it.
+            self._helper.doorbell.hold(machine)
         await machine.move(
             "suspended" if suspended else "vmm-exited",
             reason=None if suspended else machine.kill_reason or ended.reason,
@@ -400,9 +406,6 @@ class Machines:
             vmm_start_time=None,
             interface=None,
         )
-        await self._helper.network.unplug(machine.row.id)
-        if suspended:
-            self._helper.doorbell.hold(machine)
         if machine.row.ephemeral:
             # On its own: whoever holds the lock (a stop, say) may wait for us.
             self._start_discard(machine)
