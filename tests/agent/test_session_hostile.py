@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -249,3 +250,26 @@ class Resync(RuleBasedStateMachine):
 
 Resync.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestResync = Resync.TestCase
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (agent_frame(T.EVENT, {"event": "oom", "count": 1}), "a flood of events"),
+        (agent_frame(T.DATA, channel=1, flow=1), "a flood of frames that say nothing"),
+        (agent_frame(T.DATA, b"x", channel=5, flow=1), "a flood of frames that say nothing"),
+        (agent_frame(T.EOF, channel=5, flow=2), "a flood of frames that say nothing"),
+        (encode_credit(1, 0, 0, 65_536), "a flood of frames that say nothing"),
+    ],
+)
+def test_a_flood_of_what_needs_no_credit_ends_the_session(sent: bytes, said: str) -> None:
+    session = busy()
+
+    def flood() -> None:
+        for _ in range(60):
+            session.receive(sent * 1_000)
+            for _ in iter(session.next_event, None):
+                pass
+
+    with pytest.raises(ProtocolViolation, match=said):
+        flood()

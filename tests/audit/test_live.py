@@ -36,6 +36,13 @@ def machines(report: Any) -> set[str]:
     return {p["machine"] for p in report["processes"] if p["role"] == "vmm" and p["machine"]}
 
 
+def network(report: Any) -> set[tuple[int, str]]:
+    """Holder, switchboard and egress; none, where this user cannot have a network."""
+    found = {(p["pid"], p["program"]) for p in report["processes"] if p["role"] == "network"}
+    assert len(found) == (3 if os.access("/dev/net/tun", os.W_OK) else 0)
+    return found
+
+
 def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: Home) -> None:
     assert audit(home)["problems"] == []
     for name in ("one", "two"):
@@ -44,7 +51,9 @@ def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: H
     report = audit(home)
     assert report["problems"] == []
     assert machines(report) == {"one", "two"}
-    assert roles(report).count("monitor") == roles(report).count("vmm") >= 2
+    assert roles(report).count("vmm") >= 2
+    assert roles(report).count("monitor") == roles(report).count("vmm") + len(network(report))
+    parts = network(report)
 
     busy = home.start("exec", "one", "--", "sh", "-c", "echo up; exec yes")
     assert busy.stdout is not None
@@ -58,6 +67,7 @@ def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: H
     home.kill_helper()
     report = audit(home)
     assert report["problems"] == []
+    assert network(report) == parts, "those that an earlier helper started are seen as well"
     assert before <= {p["pid"] for p in report["processes"] if p["role"] == "vmm"}
     text = home.vmgr("doctor", "--audit").stdout.decode()
     assert "all rules kept" in text
@@ -94,7 +104,7 @@ def test_a_process_that_is_no_vmm_of_ours_is_seen_through(home: Home) -> None:
     other = subprocess.Popen(["sleep", "100"], cwd="/usr", env=environment)
     try:
         paths = Paths.from_environment(home.environment)
-        report = look_at(paths, [Vmm(other.pid, "x", "namespaces")])
+        report = look_at(paths, [Vmm(other.pid, "x", "namespaces")], [])
     finally:
         other.kill()
         other.wait()

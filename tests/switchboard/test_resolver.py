@@ -9,7 +9,8 @@ import dns.message
 import dns.rcode
 
 from vmgr.switchboard.denials import describe
-from vmgr.switchboard.resolver import HostResolvers, Resolver, UpstreamSockets
+from vmgr.switchboard.resolver import HostResolvers, Resolver
+from vmgr.switchboard.upstream import UpstreamSockets
 
 if TYPE_CHECKING:
     from pathlib import Path

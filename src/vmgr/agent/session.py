@@ -57,6 +57,7 @@ from vmgr.agent.frames import (
     encode_header,
 )
 from vmgr.agent.keys import KEY_SIZE
+from vmgr.agent.patience import Patience
 from vmgr.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ MAX_DISCARD: Final = 16 * 1024**2
 """Bytes of an earlier session that may come before the nonce."""
 MAX_CHANNELS: Final = 512
 _MAX_PINGS: Final = 64
+# At once, and in each second for ever. Every event is logged and passed on; frames that say nothing
+# are as many as were on their way to channels that have been closed.
+_EVENTS: Final = (1_000, 100)
+_IDLE: Final = (50_000, 1_000)
 _CHANNEL_MAX: Final = 2**32 - 1
 
 
@@ -133,6 +138,8 @@ class Session:
         self._last_channel = 0
         self._pings: list[bytes] = []
         self._out: list[bytes] = []
+        self._events = Patience("events", *_EVENTS)
+        self._idle = Patience("frames that say nothing", *_IDLE)
 
     # -- what goes out -----------------------------------------------------------------------------
 
@@ -327,6 +334,7 @@ class Session:
         if frame.channel:
             return self._on_channel(frame)
         if kind is FrameType.EVENT:
+            self._events.spend()
             return EventReceived(m.decode(frame.payload, m.AgentEvent))
         if kind is FrameType.PONG:
             if not self._pings or self._pings.pop(0) != frame.payload:
@@ -346,6 +354,7 @@ class Session:
         if known is None:
             if frame.channel > self._last_channel:
                 raise ProtocolViolation(f"{frame.type.name} on a channel that was never opened")
+            self._idle.spend()
             return None
         if frame.type is FrameType.ERROR:
             failure = m.decode(frame.payload, m.Failure)
@@ -386,10 +395,11 @@ class Session:
             return None
         return Opened(known.number, reply)
 
-    @staticmethod
-    def _stream_event(known: _Channel, frame: Frame) -> SessionEvent:
+    def _stream_event(self, known: _Channel, frame: Frame) -> SessionEvent:
         number, flow = known.number, frame.flow
         if frame.type is FrameType.DATA:
+            if not frame.payload:
+                self._idle.spend()
             known.output(flow).take(len(frame.payload))
             return DataReceived(number, flow, frame.payload)
         if frame.type is FrameType.EOF:
@@ -399,6 +409,8 @@ class Session:
             if flow != STDIN:
                 raise ProtocolViolation("credit for a flow that the agent sends itself")
             acked, limit = frame.credit
+            if (acked, limit) == (known.stdin.acked, known.stdin.limit):
+                self._idle.spend()
             known.stdin.credited(acked, limit)
             return CreditReceived(number, acked, limit)
         if frame.type is FrameType.EXIT:

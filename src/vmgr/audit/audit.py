@@ -1,9 +1,9 @@
 """Finding vmgr's processes and putting together what is seen and what is wrong.
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
-template; monitors are the parents of VMMs that run in a sandbox; what the network is made of
-(holder, switchboard, egress) is marked in its environment; every further child of the helper is a
-worker: qemu-img, builders of images.
+template; what the network is made of (holder, switchboard, egress) the helper knows, or it is
+marked in its environment; monitors are the parents of what runs in a sandbox; every further child
+of the helper is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import AuditedFd, AuditedProcess, AuditReport
 from vmgr.audit.proc import look, signal_name, unix_sockets
-from vmgr.audit.rules import Surroundings, problems, purpose_of
+from vmgr.audit.rules import Surroundings, network_problems, problems, purpose_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vmgr.audit.rules import Role
     from vmgr.paths import Paths
 
-__all__ = ["Vmm", "audit"]
+__all__ = ["NetworkPart", "Vmm", "audit"]
 
-_EGRESS: Final = frozenset({"pasta", "passt", "slirp4netns"})
+_MARK: Final = "VMGR_NETWORK"  # of vmgr.network, in the environment of what it starts
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,19 @@ class Vmm:
     """The sandbox that it was started in."""
 
 
-def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
-    """Look at this process, its children and the VMMs; reads /proc, so it blocks."""
+@dataclass(frozen=True)
+class NetworkPart:
+    """A process of the network."""
+
+    pid: int
+    name: str | None
+    """`holder`, `switchboard` or `egress`; None: it is marked as one, but nobody knows it."""
+    level: str = "filter"
+    """The sandbox that it was started in."""
+
+
+def audit(paths: Paths, vmms: list[Vmm], network: list[NetworkPart]) -> AuditReport:
+    """Look at this process, its children, the VMMs and the network; reads /proc, so it blocks."""
     own = look(os.getpid())
     places = {paths.state, paths.cache, paths.data, paths.runtime, paths.config}
     around = Surroundings(
@@ -52,12 +63,12 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
     )
     reports = [_report("helper", own, None, around)]
     named = {vmm.pid: vmm for vmm in vmms}
-    for role, pid in _below(own.pid, named):
+    parts = {part.pid: part for part in network}
+    for role, pid in _below(own.pid, named, parts):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             seen = look(pid)
-            # Of vmgr.network.processes, which marks what it starts.
-            if role == "worker" and "VMGR_NETWORK" in seen.environment:
-                reports.append(_report("network", seen, None, around))
+            if role == "network":
+                reports.append(_network(seen, parts.get(pid), around, own.pid))
             else:
                 reports.append(_report(role, seen, named.get(pid), around))
     return AuditReport(
@@ -74,11 +85,28 @@ def _of(machine: str | None) -> str:
     return "" if machine is None else f" of {machine}"
 
 
+def _network(
+    seen: Seen, part: NetworkPart | None, around: Surroundings, helper: int
+) -> AuditedProcess:
+    known = part or NetworkPart(seen.pid, None)
+    if known.name is None and helper in {seen.parent, _parent(seen.parent)}:  # it just starts
+        return _described("network", seen, None, around, problems("network", seen, None, around))
+    found = network_problems(known.name, seen, known.level, around)
+    return _described("network", seen, None, around, found)
+
+
 def _report(role: Role, seen: Seen, vmm: Vmm | None, around: Surroundings) -> AuditedProcess:
+    found = problems(role, seen, _level(seen, vmm), around, settled=vmm is not None)
+    return _described(role, seen, None if vmm is None else vmm.machine, around, found)
+
+
+def _described(
+    role: Role, seen: Seen, machine: str | None, around: Surroundings, found: Iterator[str]
+) -> AuditedProcess:
     return AuditedProcess(
         pid=seen.pid,
         role=role,
-        machine=None if vmm is None else vmm.machine,
+        machine=machine,
         program=seen.program,
         uids=seen.uids,
         umask=seen.umask,
@@ -101,7 +129,7 @@ def _report(role: Role, seen: Seen, vmm: Vmm | None, around: Surroundings) -> Au
         core_limit=seen.core_limit,
         environment=seen.environment,
         guest_memory=seen.guest_memory,
-        problems=list(problems(role, seen, _level(seen, vmm), around, settled=vmm is not None)),
+        problems=list(found),
     )
 
 
@@ -112,19 +140,23 @@ def _level(seen: Seen, vmm: Vmm | None) -> str | None:
     return "namespaces" if _is_monitor(seen.parent) else "filter"
 
 
-def _below(helper: int, named: dict[int, Vmm]) -> Iterator[tuple[Role, int]]:
+def _below(
+    helper: int, named: dict[int, Vmm], parts: dict[int, NetworkPart]
+) -> Iterator[tuple[Role, int]]:
     """What the helper and those before it have started, each with its role, VMMs first."""
     children = _children(helper)
     # A VMM that is no machine's (a template is being built) stands below a monitor as well.
-    unnamed = {pid for child in children if _is_monitor(child) for pid in _children(child)}
-    unnamed |= {pid for pid in children if "qemu-system" in _program(pid)}
-    vmms = named.keys() | unnamed
-    parents = {parent for pid in vmms if (parent := _parent(pid)) is not None}
+    inside = {pid for child in children if _is_monitor(child) for pid in _children(child)}
+    starting = {pid for pid in inside | children if _is_marked(pid)}
+    vmms = named.keys() | (inside - starting)
+    vmms |= {pid for pid in children if "qemu-system" in _program(pid)}
+    network = parts.keys() | starting
+    parents = {parent for pid in vmms | network if (parent := _parent(pid)) is not None}
     monitors = {pid for pid in parents | children if _is_monitor(pid)}
     yield from (("vmm", pid) for pid in sorted(vmms))
     yield from (("monitor", pid) for pid in sorted(monitors))
-    for pid in sorted(children - vmms - monitors):
-        yield ("network" if _is_network(pid) else "worker"), pid
+    yield from (("network", pid) for pid in sorted(network - monitors))
+    yield from (("worker", pid) for pid in sorted(children - vmms - monitors - network))
 
 
 def _program(pid: int) -> str:
@@ -138,13 +170,11 @@ def _is_monitor(pid: int) -> bool:
     return Path(_program(pid)).name == "bwrap"
 
 
-def _is_network(pid: int) -> bool:
-    """Whether it is the switchboard or the egress; see `vmgr.network`."""
+def _is_marked(pid: int) -> bool:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return f"{_MARK}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return b"vmgr.switchboard" in words or Path(os.fsdecode(words[0])).name in _EGRESS
 
 
 def _parent(pid: int) -> int | None:

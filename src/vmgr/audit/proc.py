@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NAMESPACES", "Seen", "is_guest_memory", "look", "signal_name", "unix_sockets"]
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_TUN: Final = "/dev/net/tun"
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _SECCOMP: Final[tuple[Literal["off", "strict", "filter"], ...]] = ("off", "strict", "filter")
 # QEMU names the memory that it makes after its back end; a saved one is loaded into ours.
@@ -105,7 +106,11 @@ def _fds(proc: Path) -> dict[int, str]:
     found = {}
     for entry in proc.joinpath("fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found[int(entry.name)] = os.readlink(entry)  # noqa: PTH115 (not always a path)
+            target = os.readlink(entry)  # noqa: PTH115 (not always a path)
+            # The name is of the file system in which it was opened, and that may be no more.
+            if target in {"/", _TUN} and "\niff:" in (proc / "fdinfo" / entry.name).read_text():
+                target = _TUN
+            found[int(entry.name)] = target
     return dict(sorted(found.items()))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmgr.audit.proc import Seen
 
-__all__ = ["Role", "Surroundings", "problems", "purpose_of"]
+__all__ = ["Role", "Surroundings", "network_problems", "problems", "purpose_of"]
 
 Role = Literal["helper", "vmm", "monitor", "network", "worker"]
 
@@ -49,6 +49,11 @@ _HELPER_ENVIRONMENT: Final = {
 }  # fmt: skip
 _HELPER_PREFIXES: Final = ("LC_", "VMGR_", "XDG_")
 _APART: Final = ("user", "mnt", "pid", "ipc", "net", "uts")
+_NETWORK_ENVIRONMENT: Final = _SANDBOXED_ENVIRONMENT | {"PYTHONPATH", "VIRTUAL_ENV", "VMGR_NETWORK"}
+_NET_BIND_SERVICE, _NET_ADMIN = 1 << 10, 1 << 12  # linux/capability.h
+# In the namespace of the network alone: none of them counts on this host.
+_MAY_HAVE: Final = {"holder": 0, "switchboard": _NET_ADMIN, "egress": _NET_BIND_SERVICE}
+_UNFILTERED: Final = frozenset({"holder"})  # it reads nothing and does nothing
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     kind, _, rest = target.partition(":")
     if kind in {"pipe", "anon_inode"}:
         return "pipe" if kind == "pipe" else rest.strip("[]")
+    if kind == "net" and role == "network":
+        return "namespace of the network"
     if kind == "socket":
         path = around.sockets.get(target)
         # Connections have no name; those of the network are not a VMM's.
@@ -102,7 +109,7 @@ def _purpose_in_vmm(target: str, *, ours: bool) -> str | None:
 def problems(
     role: Role, seen: Seen, level: str | None, around: Surroundings, *, settled: bool = True
 ) -> Iterator[str]:
-    """The rules that a process breaks.
+    """The rules that a process breaks; `network_problems` has more of the network's.
 
     Args:
         level: the sandbox that it was started in; for a VMM.
@@ -127,7 +134,7 @@ def _anyone(role: Role, seen: Seen, around: Surroundings) -> Iterator[str]:
         (seen.terminal, "it has a controlling terminal (rule 4)"),
         (seen.core_limit != 0, "it may leave a core dump (rule 7)"),
         (
-            role not in {"worker", "network"} and seen.cwd != "/",
+            role != "worker" and seen.cwd != "/",
             f"its working directory is {seen.cwd} (rule 4)",
         ),
     )
@@ -159,13 +166,44 @@ def _helper(seen: Seen) -> Iterator[str]:
 def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) -> Iterator[str]:
     if not seen.no_new_privs:
         yield "it could gain privileges (no_new_privs is off)"
-    for name in sorted(set(seen.environment) - _SANDBOXED_ENVIRONMENT):
+    allowed = _SANDBOXED_ENVIRONMENT if role == "vmm" else _NETWORK_ENVIRONMENT
+    for name in sorted(set(seen.environment) - allowed):
         yield f"its environment has {name} (rule 4)"
     if role == "vmm" and level is None:
         yield "which sandbox it was started in is not known"
     # At the level `filter` that is all that the host permits; `info` and `doctor` say so.
     if role == "vmm" and level != "filter":
         yield from _apart(seen, around)
+
+
+def network_problems(
+    part: str | None, seen: Seen, level: str, around: Surroundings
+) -> Iterator[str]:
+    """The rules that a process of the network breaks.
+
+    Args:
+        part: what it is; None: nobody knows it.
+        level: the sandbox that it was started in.
+    """
+    yield from problems("network", seen, None, around)
+    if part is None:
+        yield "the helper does not know it"
+    for name in sorted(set(seen.environment) - _NETWORK_ENVIRONMENT):
+        yield f"its environment has {name} (rule 4)"
+    # At the level `filter` that is all that the host permits; `doctor` says so.
+    if part is None or level == "filter":
+        return
+    if not seen.no_new_privs:
+        yield "it could gain privileges (no_new_privs is off)"
+    for name in _APART:
+        # The egress leads to the host's network.
+        if seen.namespaces[name] == around.namespaces[name] and (part, name) != ("egress", "net"):
+            yield f"it shares the helper's {name} namespace"
+    for name, value in seen.capabilities.items():
+        if value & ~_MAY_HAVE[part]:
+            yield f"it has capabilities ({name})"
+    if part not in _UNFILTERED and seen.seccomp != "filter":
+        yield "no filter of system calls is on"
 
 
 def _vmm(seen: Seen) -> Iterator[str]:

@@ -239,6 +239,8 @@ _TABLE: Final = (
     Setting("machine.disk", Size(64 * MIB), lambda: 64 * GIB,
             "Size of a new machine's disk; it takes only what is written to it"),
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
+    Setting("memory.overcommit", Count(1, 10_000), lambda: 100,
+            "Memory that running machines may have together, in percent of this computer's"),
     Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
             "What new named machines may reach: all, the internet alone, nothing"),
     Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",

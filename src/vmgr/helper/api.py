@@ -14,9 +14,10 @@ from vmgr._version import __version__
 from vmgr.agent.session import VERSIONS
 from vmgr.api import models as m
 from vmgr.api.openapi import document
-from vmgr.audit import Vmm, audit
+from vmgr.audit import NetworkPart, Vmm, audit
 from vmgr.doctor import examine
 from vmgr.helper.streaming import Streaming, job_number
+from vmgr.network import strays
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
@@ -82,7 +83,13 @@ class Api(Streaming):
             if machine.row.vmm_pid is not None and not machine.stopped.is_set()
         ]
         paths = self._helper.paths
-        return await self._helper.executors.in_files(audit, paths, vmms)
+        known = [NetworkPart(p.pid, p.name, p.level) for p in self._helper.network.parts()]
+
+        def look() -> m.AuditReport:
+            unknown = strays(paths.runtime, {part.pid for part in known})
+            return audit(paths, vmms, [*known, *(NetworkPart(pid, None) for pid, _ in unknown)])
+
+        return await self._helper.executors.in_files(look)
 
     # -- configuration -----------------------------------------------------------------------
 

@@ -65,7 +65,10 @@ class Helper:
         self._notices: list[str] = []
         services = Services(paths, self.executors, self.store, self.events)
         self.network = Network(
-            paths, lambda work, name: self.watchers.start(work, name=name), self._network_event
+            paths,
+            lambda work, name: self.watchers.start(work, name=name),
+            self._network_event,
+            self._sandbox_required,
         )
         self.ports = Ports(self)
         self.machines = Machines(services, self.tasks, self)
@@ -122,6 +125,9 @@ class Helper:
         await self.network.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
+
+    async def _sandbox_required(self) -> bool:
+        return (await self.settings()).get("sandbox.require") != "filter"
 
     def _network_event(self, kind: str, machine_id: str, data: dict[str, object]) -> None:
         name = next((m.name for m in self.machines.all() if m.row.id == machine_id), None)

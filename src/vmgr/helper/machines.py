@@ -38,6 +38,7 @@ from vmgr.errors import (
     VmgrError,
     WrongStateError,
 )
+from vmgr.helper.commitment import Commitment, host_memory
 from vmgr.helper.engine import Engine
 from vmgr.helper.forking import Forking
 from vmgr.helper.machine import Machine, Services
@@ -85,6 +86,7 @@ class Machines:
         self._abandoned: dict[str, asyncio.TimerHandle] = {}
         self.forking = Forking(services, helper)
         self.engine = Engine(services, helper.watchers, helper, self.vmm_ended)
+        self._commitment = Commitment(self._machines.values)
 
     # -- finding ---------------------------------------------------------------------------
 
@@ -263,7 +265,7 @@ class Machines:
         return wanted
 
     def _check_memory(self, memory: int) -> None:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = host_memory()
         if memory > total:
             raise UsageError(
                 f"a machine of {format_size(memory)} memory does not fit this host's "
@@ -299,7 +301,9 @@ class Machines:
             if machine.status == "running":
                 return machine
             machine.require("start")
-            await self.engine.start(machine, progress, cold=cold)
+            percent = int((await self._helper.settings()).get("memory.overcommit"))
+            with self._commitment.promised(machine, percent):
+                await self.engine.start(machine, progress, cold=cold)
         return machine
 
     async def awake(self, machine: Machine) -> Machine:

@@ -2,5 +2,6 @@
 
 from vmgr.network.addresses import Identity, identity_of
 from vmgr.network.network import Access, Network, Plugged
+from vmgr.network.strays import strays
 
-__all__ = ["Access", "Identity", "Network", "Plugged", "identity_of"]
+__all__ = ["Access", "Identity", "Network", "Plugged", "identity_of", "strays"]

@@ -25,9 +25,10 @@ from vmgr.network.processes import NetworkProcesses
 from vmgr.switchboard import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from vmgr.network.addresses import Identity
+    from vmgr.network.processes import Part
     from vmgr.paths import Paths
     from vmgr.spawner import Process
 
@@ -61,6 +62,7 @@ class Network:
         paths: where sockets and records are.
         start: runs a coroutine in the background, by a name.
         on_event: told of what happens: kind, machine's id, facts.
+        required: whether its processes may not run without a sandbox of namespaces.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class Network:
         paths: Paths,
         start: Start,
         on_event: Callable[[str, str, dict[str, object]], None],
+        required: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._processes = NetworkProcesses(paths)
+        self._processes = NetworkProcesses(paths, required)
         self._paths = paths
         self._start = start
         self._on_event = on_event
@@ -84,7 +87,7 @@ class Network:
 
     async def adopt(self) -> None:
         """Go on with what an earlier helper started."""
-        self._processes.adopt()
+        await self._processes.adopt()
         if (switchboard := self._processes.switchboard) is not None:
             try:
                 self._connected(switchboard)
@@ -92,6 +95,10 @@ class Network:
                 log.warning("the switchboard is not reached: %s", error)
         if (egress := self._processes.egress) is not None:
             self._start(self._watch_egress(egress), "egress")
+
+    def parts(self) -> list[Part]:
+        """The processes that make it, for who looks at them."""
+        return self._processes.parts()
 
     # -- machines ------------------------------------------------------------------------------
 

@@ -3,34 +3,50 @@
 The **holder** does nothing: it is there so that the namespaces are, whoever else dies. Switchboard
 and egress can be killed and started again in the same namespaces; a machine's tap lives there too.
 All three outlive the helper. A record names them (pid and start time), so the next helper goes on
-with them.
+with them; what is not in it, a helper that died has started in its last moment, and is ended.
+
+Each is started in the best sandbox that works (`vmgr.network.confined`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import resource
 import socket
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
 from vmgr.errors import StateError, UnsupportedError
-from vmgr.spawner import Process, StopPolicy, minimal_environment, spawn
+from vmgr.network import confined
+from vmgr.network.strays import MARK, strays
+from vmgr.spawner import Contained, Process, StopPolicy
 from vmgr.spawner.process import start_time_of
+from vmgr.switchboard.namespace import setup_script
+from vmgr.switchboard.upstream import UpstreamSockets
 
 if TYPE_CHECKING:
-    from vmgr.paths import Paths
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["NetworkProcesses", "Record"]
+    from vmgr.paths import Paths
+    from vmgr.sandbox import Sandbox
+
+__all__ = ["NetworkProcesses", "Part", "Record"]
 
 _READY_DEADLINE: Final = 15.0
-_SETUP: Final = "echo ready; exec sleep infinity"
+_MONITOR_LINGERS: Final = 5.0
+_HOLD: Final = ("sh", "-c", "echo ready; exec sleep infinity")
 _EGRESS_NETWORK: Final = "198.19.255.0/24"  # as vmgr.switchboard.firewall has it
 _EGRESS: Final = "egress"
+_OPEN_FILES: Final = 65_536  # a forwarded connection has two, and its pipes
+
+log = logging.getLogger(__name__)
 
 
 class Named(Struct, frozen=True):
@@ -38,6 +54,10 @@ class Named(Struct, frozen=True):
 
     pid: int
     start_time: int
+    level: str = "filter"
+    """The sandbox that it was started in."""
+    monitor: int | None = None
+    """bubblewrap's, where there is one; it ends with the process."""
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -48,25 +68,61 @@ class Record(Struct, frozen=True, kw_only=True):
     egress: Named | None = None
 
 
-class NetworkProcesses:
-    """Starts, finds and ends them. Methods are not called at the same time."""
+@dataclass(frozen=True)
+class Part:
+    """A process of the network, for who looks at them all."""
 
-    def __init__(self, paths: Paths) -> None:
+    name: str
+    pid: int
+    level: str
+
+
+class NetworkProcesses:
+    """Starts, finds and ends them. Methods are not called at the same time.
+
+    Args:
+        required: whether a process without a sandbox of namespaces will not do.
+    """
+
+    def __init__(self, paths: Paths, required: Callable[[], Awaitable[bool]]) -> None:
         self._paths = paths
+        self._required = required
         self.holder: Process | None = None
         self.switchboard: Process | None = None
         self.egress: Process | None = None
+        self._levels: dict[int, str] = {}
+        self._monitors: dict[int, int] = {}
 
-    def adopt(self) -> None:
+    def parts(self) -> list[Part]:
+        """Those that run."""
+        named = (
+            ("holder", self.holder),
+            ("switchboard", self.switchboard),
+            ("egress", self.egress),
+        )
+        return [
+            Part(name, process.pid, self._levels.get(process.pid, "filter"))
+            for name, process in named
+            if process is not None and process.running
+        ]
+
+    async def adopt(self) -> None:
         """Take over what an earlier helper started and is still there."""
-        try:
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
             record = msgspec.json.decode(self._paths.network_record.read_bytes(), type=Record)
-        except (OSError, msgspec.MsgspecError):
-            return
-        for name in ("holder", "switchboard", "egress"):
-            named: Named | None = getattr(record, name)
-            if named is not None:
+            for name in ("holder", "switchboard", "egress"):
+                named: Named | None = getattr(record, name)
+                if named is None:
+                    continue
                 setattr(self, name, Process.adopt(named.pid, named.start_time))
+                self._levels[named.pid] = named.level
+                if named.monitor is not None:
+                    self._monitors[named.pid] = named.monitor
+        known = {part.pid for part in self.parts()}
+        for pid, began in await asyncio.to_thread(strays, self._paths.runtime, known):
+            if (stray := Process.adopt(pid, began)) is not None:
+                log.warning("process %d of the network belongs to nobody; it is ended", pid)
+                await stray.stop(StopPolicy(None))
 
     async def ensure_holder(self) -> Process:
         """The process that keeps the namespaces.
@@ -80,28 +136,24 @@ class NetworkProcesses:
         for process in (self.switchboard, self.egress):  # of namespaces that are no more
             if process is not None and process.running:
                 await process.stop(StopPolicy(None))
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            try:
-                holder = await spawn(
-                    ["unshare", "--user", "--net", "--map-root-user", "--", "sh", "-c", _SETUP],
-                    env=minimal_environment(VMGR_NETWORK=str(self._paths.runtime)),
-                    stdout=write, stderr=write,
-                )  # fmt: skip
-            finally:
-                os.close(write)
-            line = await _line(read)
-        finally:
-            os.close(read)
-        if line != "ready":
-            await holder.stop(StopPolicy(None))
+        need = await confined.holder_need()
+
+        async def launch(sandbox: Sandbox, say: int) -> Process:
+            # Without a sandbox of its own that makes the namespaces, a program that does only that.
+            alone = ["unshare", "--user", "--net", "--map-root-user", "--"]
+            return await sandbox.spawn(
+                _HOLD, need, stdout=say, stderr=say, rights=confined.HOLDER_RIGHTS,
+                before=alone if sandbox.bubblewrap is None else (), environment=self._marked(),
+            )  # fmt: skip
+
+        self.holder, said = await self._started("holder", launch, "ready")
+        if self.holder is None:
             raise UnsupportedError(
-                f"this host gives no network namespace: {line or 'no answer'}",
+                f"this host gives no network namespace: {said or 'no answer'}",
                 next_step="see the exact fix with: vmgr doctor",
             )
-        self.holder = holder
         self._write()
-        return holder
+        return self.holder
 
     async def start_switchboard(self) -> None:
         """Start a switchboard in the holder's namespaces; it listens when this returns.
@@ -111,43 +163,45 @@ class NetworkProcesses:
             OSError: it could not be started.
         """
         holder = await self.ensure_holder()
+        need = await confined.switchboard_need()
         path = self._paths.switchboard_socket
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        read, write = os.pipe2(os.O_CLOEXEC)
-        log = -1
-        try:
+        with contextlib.ExitStack() as stack:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            stack.callback(listener.close)
             listener.bind(os.fspath(path))
             path.chmod(0o600)
             listener.listen(4)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            log = os.open(self._paths.switchboard_log, flags | os.O_NOFOLLOW, 0o600)
-            process = await spawn(
-                [
-                    sys.executable, "-m", "vmgr.switchboard", "--holder", str(holder.pid),
-                    "--listen-fd", str(listener.fileno()), "--ready-fd", str(write),
-                ],
-                env=minimal_environment(
-                    VMGR_NETWORK=str(self._paths.runtime), **_python_environment()
-                ),
-                stdout=log, stderr=log, pass_fds=(listener.fileno(), write),
-            )  # fmt: skip
-            os.close(write)
-            write = -1
-            line = await _line(read)
-        finally:
-            listener.close()
-            for fd in (read, write, log):
-                if fd >= 0:
-                    os.close(fd)
-        if line != "ready":
-            await process.stop(StopPolicy(None))
+            logging_to = os.open(self._paths.switchboard_log, flags | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, logging_to)
+            # In its namespaces it could only make sockets of those.
+            upstream = UpstreamSockets()
+            stack.callback(upstream.close)
+            entering = confined.entering(holder.pid, "user", "net")
+
+            async def launch(sandbox: Sandbox, say: int) -> Process:
+                return await sandbox.spawn(
+                    [
+                        sys.executable, "-P", "-m", "vmgr.switchboard",
+                        "--listen-fd", str(listener.fileno()), "--ready-fd", str(say),
+                        "--upstream-fds", ",".join(map(str, upstream.fds())),
+                    ],
+                    need, stdout=logging_to, stderr=logging_to,
+                    pass_fds=(listener.fileno(), say, *upstream.fds()),
+                    rights=confined.SWITCHBOARD_RIGHTS,
+                    before=[*entering, "sh", "-c", setup_script(), "sh"],
+                    environment={**self._marked(), **_python_environment()},
+                    open_files=_most_open_files(), io_priority=None,
+                )  # fmt: skip
+
+            self.switchboard, said = await self._started("switchboard", launch, "ready")
+        if self.switchboard is None:
             raise UnsupportedError(
-                f"the network cannot be set up: {line.removeprefix('error: ') or 'no answer'}",
+                f"the network cannot be set up: {said.removeprefix('error: ') or 'no answer'}",
                 next_step=f"see {self._paths.switchboard_log}, and: vmgr doctor",
             )
-        self.switchboard = process
         self._write()
 
     async def start_egress(self) -> None:
@@ -157,48 +211,102 @@ class NetworkProcesses:
             UnsupportedError: slirp4netns is missing or does not start.
         """
         holder = await self.ensure_holder()
-        read, write = os.pipe2(os.O_CLOEXEC)
+        if (program := await asyncio.to_thread(confined.which, "slirp4netns")) is None:
+            raise UnsupportedError(
+                "slirp4netns is not installed, so machines have no internet",
+                next_step="run `apt-get install slirp4netns` as root",
+            )
+        need = await confined.egress_need(program)
+        # By an fd: in a sandbox, the holder's number is nobody's.
+        namespace = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+        async def launch(sandbox: Sandbox, say: int) -> Process:
+            return await sandbox.spawn(
+                [
+                    str(program), "--configure", "--mtu=65520", f"--cidr={_EGRESS_NETWORK}",
+                    "--disable-host-loopback", "--disable-dns", "--enable-seccomp",
+                    "--enable-sandbox", f"--ready-fd={say}", "--netns-type=path",
+                    f"/proc/self/fd/{namespace}", _EGRESS,
+                ],
+                need, stdout=nowhere, stderr=nowhere, pass_fds=(say, namespace),
+                rights=confined.EGRESS_RIGHTS, before=confined.entering(holder.pid, "user"),
+                environment=self._marked(), open_files=_most_open_files(), io_priority=None,
+            )  # fmt: skip
+
         try:
-            try:
-                process = await spawn(
-                    [
-                        "slirp4netns", "--configure", "--mtu=65520", f"--cidr={_EGRESS_NETWORK}",
-                        "--disable-host-loopback", "--disable-dns", "--enable-seccomp",
-                        "--enable-sandbox", f"--ready-fd={write}", str(holder.pid), _EGRESS,
-                    ],
-                    env=minimal_environment(VMGR_NETWORK=str(self._paths.runtime)),
-                    pass_fds=(write,),
-                )  # fmt: skip
-            except FileNotFoundError:
-                raise UnsupportedError(
-                    "slirp4netns is not installed, so machines have no internet",
-                    next_step="run `apt-get install slirp4netns` as root",
-                ) from None
-            finally:
-                os.close(write)
-            said = await _line(read)
+            self.egress, _ = await self._started("egress", launch, "1")
         finally:
-            os.close(read)
-        if said != "1":
-            await process.stop(StopPolicy(None))
+            os.close(nowhere)
+            os.close(namespace)
+        if self.egress is None:
             raise UnsupportedError("slirp4netns did not start, so machines have no internet")
-        self.egress = process
         self._write()
 
     async def stop(self) -> None:
         """End all three."""
         for process in (self.egress, self.switchboard, self.holder):
-            if process is not None and process.running:
+            if process is None:
+                continue
+            if process.running:
                 await process.stop(StopPolicy(None))
+            await self._monitor_ended(process)
         self.egress = self.switchboard = self.holder = None
+        self._levels.clear()
+        self._monitors.clear()
         for path in (self._paths.network_record, self._paths.switchboard_socket):
             path.unlink(missing_ok=True)
 
+    async def _started(
+        self, name: str, launch: Callable[[Sandbox, int], Awaitable[Process]], wanted: str
+    ) -> tuple[Process | None, str]:
+        """Start one in the best sandbox in which it says what is wanted; else what it said last."""
+        said = ""
+        for sandbox in confined.sandboxes(required=await self._required()):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            try:
+                try:
+                    process = await launch(sandbox, write)
+                finally:
+                    os.close(write)
+                said = await _line(read)
+            finally:
+                os.close(read)
+            if said == wanted:
+                self._levels[process.pid] = sandbox.level
+                if isinstance(process, Contained):
+                    self._monitors[process.pid] = process.monitor.pid
+                if sandbox.level == "filter":
+                    log.warning("the %s runs without a sandbox; see vmgr doctor", name)
+                return process, said
+            await process.stop(StopPolicy(None))
+        return None, said
+
+    async def _monitor_ended(self, process: Process) -> None:
+        """Wait for the monitor of one that an earlier helper started; our own told its end."""
+        number = self._monitors.get(process.pid)
+        began = None if number is None else start_time_of(number)
+        if number is None or began is None or isinstance(process, Contained):
+            return
+        if (monitor := Process.adopt(number, began)) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_MONITOR_LINGERS):
+                    await monitor.wait()
+
+    def _marked(self) -> dict[str, str]:
+        return {MARK: str(self._paths.runtime)}
+
+    def _named(self, process: Process | None) -> Named | None:
+        if process is None or (began := start_time_of(process.pid)) is None:
+            return None
+        level = self._levels.get(process.pid, "filter")
+        return Named(process.pid, began, level, self._monitors.get(process.pid))
+
     def _write(self) -> None:
         record = Record(
-            holder=_named(self.holder),
-            switchboard=_named(self.switchboard),
-            egress=_named(self.egress),
+            holder=self._named(self.holder),
+            switchboard=self._named(self.switchboard),
+            egress=self._named(self.egress),
         )
         path = self._paths.network_record
         temporary = path.with_name(f".{path.name}.new")
@@ -213,10 +321,9 @@ def _lives(process: Process | None) -> bool:
     return process is not None and process.running and start_time_of(process.pid) is not None
 
 
-def _named(process: Process | None) -> Named | None:
-    if process is None or (began := start_time_of(process.pid)) is None:
-        return None
-    return Named(process.pid, began)
+def _most_open_files() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
 
 
 def _python_environment() -> dict[str, str]:

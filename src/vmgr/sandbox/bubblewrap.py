@@ -6,7 +6,7 @@ How it is used, and why:
   directory, no /proc (unless asked for: then its own), no /sys, no shell.
 - Namespaces of its own for users, processes, IPC, host name, control groups and (unless asked for)
   the network. The user namespace is made for root too: uid 0 in it is nobody on the host.
-- No capabilities, and no new privileges (bubblewrap always sets that).
+- No capabilities but those asked for, and no new privileges (bubblewrap always sets that).
 - `--as-pid-1`: the program itself is the first process of its namespace, without a reaper between:
   signals from outside reach its handlers, and when it ends the kernel ends all in the namespace.
 - Not `--die-with-parent`: machines outlive the helper. The program's parent is bubblewrap's
@@ -22,19 +22,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmgr.sandbox.need import NO_RIGHTS, Need, Rights
 from vmgr.spawner import minimal_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmgr.sandbox.need import Need
-
 __all__ = ["PROGRAM", "bubblewrap_argv", "find_bubblewrap"]
 
 PROGRAM: Final = "bwrap"
-_NAMESPACES: Final = (
-    "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-)  # fmt: skip
+_NAMESPACES: Final = ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
 _DEVICES: Final = (Path("/dev/null"), Path("/dev/urandom"))  # what any program may open
 
 
@@ -51,6 +48,7 @@ def bubblewrap_argv(
     *,
     setpriv: Path,
     info_fd: int | None = None,
+    rights: Rights = NO_RIGHTS,
 ) -> list[str]:
     """The arguments that run `argv` with what is in `need` and nothing else.
 
@@ -58,12 +56,14 @@ def bubblewrap_argv(
         setpriv: util-linux's, which ties the program's life to its monitor's.
         info_fd: where bubblewrap writes the program's process id (JSON), then end of file.
     """
-    arguments = [str(bubblewrap), *_NAMESPACES]
+    arguments = [str(bubblewrap), *_NAMESPACES, *_identity(rights)]
     if not need.network:
         arguments.append("--unshare-net")
-    arguments += ["--as-pid-1", "--new-session", "--cap-drop", "ALL"]
+    arguments += ["--as-pid-1", "--new-session"]
     if info_fd is not None:
         arguments += ["--info-fd", str(info_fd)]
+    for empty in need.empty:
+        arguments += ["--dir", str(empty)]
     for path in _outermost((*need.read_only, setpriv)):
         arguments += ["--ro-bind", path, path]
     for path in _outermost(need.writable):
@@ -75,6 +75,16 @@ def bubblewrap_argv(
     # The root is a file system in memory: what could be written there would be the host's memory.
     arguments += ["--remount-ro", "/", "--chdir", "/"]
     return [*arguments, "--", str(setpriv), "--pdeathsig", "KILL", "--", *argv]
+
+
+def _identity(rights: Rights) -> list[str]:
+    arguments = ["--unshare-user"] if rights.user_namespace else []
+    if rights.root:
+        arguments += ["--uid", "0", "--gid", "0"]
+    arguments += ["--cap-drop", "ALL"]
+    for capability in rights.capabilities:
+        arguments += ["--cap-add", capability]
+    return arguments
 
 
 def _outermost(paths: Sequence[Path]) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Need"]
+__all__ = ["NO_RIGHTS", "Need", "Rights"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Need:
     own_proc: bool = False
     """A /proc of its own namespace, with nobody but itself in it: to open what it holds an fd of by
     a name, /proc/self/fd/N."""
+    empty: tuple[Path, ...] = ()
+    """Directories that must be there, with nothing in them."""
 
     def __add__(self, other: Need) -> Need:
         """What both need."""
@@ -37,4 +39,19 @@ class Need:
             self.devices + other.devices,
             self.network or other.network,
             self.own_proc or other.own_proc,
+            self.empty + other.empty,
         )
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a sandboxed process is and may do. All of it counts in its user namespace alone."""
+
+    user_namespace: bool = True
+    """It gets one of its own; False: it was started in one that is not the host's already."""
+    root: bool = False
+    """It is user 0 there, for those who enter later; else the user's own number."""
+    capabilities: tuple[str, ...] = ()
+
+
+NO_RIGHTS: Final = Rights()

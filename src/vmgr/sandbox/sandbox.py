@@ -21,11 +21,11 @@ import msgspec
 from vmgr.api.models import SandboxLevel
 from vmgr.errors import UnsupportedError
 from vmgr.sandbox.bubblewrap import bubblewrap_argv
-from vmgr.sandbox.need import Need
+from vmgr.sandbox.need import NO_RIGHTS, Need, Rights
 from vmgr.spawner import Contained, minimal_environment, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vmgr.spawner import Process
@@ -84,37 +84,44 @@ class Sandbox:
         stdout: int,
         stderr: int,
         pass_fds: Sequence[int] = (),
+        rights: Rights = NO_RIGHTS,
+        before: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        open_files: int = _OPEN_FILES,
+        io_priority: int | None = _IO_PRIORITY,
     ) -> Process:
         """Start a program that outlives us with what `need` names and what it needs itself.
 
         The process given is the program's own, not that of anything around it.
 
+        Args:
+            before: a command that turns into the one that is appended to it: it enters what the
+                sandbox is made in.
+            environment: beside PATH and the locale.
+            open_files: how many it may have; `io_priority` as with `vmgr.spawner.spawn`.
+
         Raises:
             OSError: it could not be started.
         """
-        limits = {"core": 0, "nofile": _OPEN_FILES}
+        limits = {"core": 0, "nofile": open_files}
         # Nothing of the person's: neither names and directories nor proxies with passwords.
         env = {"PATH": minimal_environment()["PATH"], "LC_ALL": "C.UTF-8"}
+        env.update(environment or {})
         if self.bubblewrap is None or self.setpriv is None:
             return await spawn(
-                argv,
-                env=env,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=pass_fds,
-                limits=limits,
-                io_priority=_IO_PRIORITY,
-            )
+                [*before, *argv], env=env, stdout=stdout, stderr=stderr,
+                pass_fds=pass_fds, limits=limits, io_priority=io_priority,
+            )  # fmt: skip
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             try:
                 wrapped = bubblewrap_argv(
                     self.bubblewrap, self.program + need, argv,
-                    setpriv=self.setpriv, info_fd=write,
+                    setpriv=self.setpriv, info_fd=write, rights=rights,
                 )  # fmt: skip
                 monitor = await spawn(
-                    wrapped, env=env, stdout=stdout, stderr=stderr,
-                    pass_fds=(*pass_fds, write), limits=limits, io_priority=_IO_PRIORITY,
+                    [*before, *wrapped], env=env, stdout=stdout, stderr=stderr,
+                    pass_fds=(*pass_fds, write), limits=limits, io_priority=io_priority,
                 )  # fmt: skip
             finally:
                 os.close(write)

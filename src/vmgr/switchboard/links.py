@@ -30,6 +30,7 @@ _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _SCOPE_LINK: Final = 253
 _AF_INET6: Final = 10
+_IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
 
 
 class Links:
@@ -44,8 +45,10 @@ class Links:
         (lo,) = await self._ip.link_lookup(ifname="lo")
         await self._ip.link("set", index=lo, state="up")
         for address, length in ((GATEWAY4, 32), (GATEWAY6, 128)):
-            # An earlier switchboard may have done it.
-            await self._ip.addr("replace", index=lo, address=address, prefixlen=length)
+            # An earlier switchboard may have done it. Nobody else has them, and without that said
+            # the IPv6 one cannot be bound to until the kernel's worker has come to it.
+            nodad = {"flags": _IFA_F_NODAD} if ":" in address else {}
+            await self._ip.addr("replace", index=lo, address=address, prefixlen=length, **nodad)
 
     async def close(self) -> None:
         """Let go of netlink."""

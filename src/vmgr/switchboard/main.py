@@ -1,4 +1,4 @@
-"""The switchboard's beginning: sockets of the host first, then into the namespaces."""
+"""The switchboard's beginning: it is started in its namespaces and its sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FILES: Final = 65_536
 def main() -> None:
     """Run the switchboard; the process ends with it."""
     parser = argparse.ArgumentParser(prog="vmgr-switchboard")
-    parser.add_argument("--holder", type=int, required=True, help="who keeps the namespaces")
+    parser.add_argument("--upstream-fds", required=True, help="sockets of the host's network")
     parser.add_argument("--listen-fd", type=int, required=True, help="where helpers connect")
     parser.add_argument("--ready-fd", type=int, required=True, help="told `ready` or what failed")
     options = parser.parse_args()
@@ -28,7 +28,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        status = asyncio.run(_run(options.holder, options.listen_fd, options.ready_fd))
+        status = asyncio.run(_run(_fds(options.upstream_fds), options.listen_fd, options.ready_fd))
     except Exception as error:
         logging.getLogger(__name__).critical("cannot go on", exc_info=error)
         _tell(options.ready_fd, f"error: {error}")
@@ -36,23 +36,23 @@ def main() -> None:
     raise SystemExit(status)
 
 
-async def _run(holder: int, listen_fd: int, ready_fd: int) -> int:
-    from vmgr.switchboard.namespace import enter, prepare
-    from vmgr.switchboard.resolver import UpstreamSockets
+def _fds(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
-    upstream = UpstreamSockets()
-    enter(holder)
-    refused = prepare()
-    # After entering: netlink sockets belong to the namespace in which they are made.
+
+async def _run(upstream_fds: list[int], listen_fd: int, ready_fd: int) -> int:
+    from vmgr.switchboard.seccomp import restrict
     from vmgr.switchboard.server import Switchboard
+    from vmgr.switchboard.upstream import UpstreamSockets
 
+    upstream = UpstreamSockets(upstream_fds)
     listener = socket.socket(fileno=listen_fd)
     switchboard = Switchboard(listener, upstream)
-    for name in refused:
-        logging.getLogger(__name__).info("this kernel does not let %s be set", name)
     serving = asyncio.get_running_loop().create_task(switchboard.run(), name="switchboard")
     started = asyncio.get_running_loop().create_task(switchboard.started.wait(), name="started")
     await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
+    if (refused := restrict()) is not None:
+        logging.getLogger(__name__).warning("no filter of system calls: %s", refused)
     if not serving.done():
         _tell(ready_fd, "ready")
     started.cancel()

@@ -1,16 +1,11 @@
-"""Entering the namespaces that the holder keeps, and what they are set to."""
+"""What the namespace that the holder keeps is set to."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from pathlib import Path
 from typing import Final
 
-__all__ = ["INTERFACE_PREFIX", "enter", "prepare"]
+__all__ = ["INTERFACE_PREFIX", "setup_script"]
 
-_CLONE_NEWUSER: Final = 0x10000000  # linux/sched.h
-_CLONE_NEWNET: Final = 0x40000000
 INTERFACE_PREFIX: Final = "vm"
 
 _SYSCTLS: Final = {
@@ -31,34 +26,10 @@ _SYSCTLS: Final = {
 }
 
 
-def enter(pid: int) -> None:
-    """Join the user and network namespace of process `pid`. This process must have one thread.
+def setup_script() -> str:
+    """What a shell does in the namespace before it turns into its arguments.
 
-    Raises:
-        OSError: the process is gone, or not ours.
+    A sandbox has no /proc to set them in. What a kernel does not let us set, the shell says.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    # Both are opened before the first is joined: afterwards /proc may be out of reach.
-    opened = [
-        (os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
-        for name, kind in (("user", _CLONE_NEWUSER), ("net", _CLONE_NEWNET))
-    ]
-    try:
-        for fd, kind in opened:
-            if libc.setns(fd, kind) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, f"cannot join the namespace: {os.strerror(code)}")
-    finally:
-        for fd, _ in opened:
-            os.close(fd)
-
-
-def prepare() -> list[str]:
-    """Set the namespace's sysctls; gives those that this kernel does not let us set."""
-    refused = []
-    for name, value in _SYSCTLS.items():
-        try:
-            Path("/proc/sys", name).write_text(value, encoding="ascii")
-        except OSError:
-            refused.append(name)
-    return refused
+    lines = [f"echo '{value}' >/proc/sys/{name}" for name, value in _SYSCTLS.items()]
+    return "\n".join([*lines, 'exec "$@"'])

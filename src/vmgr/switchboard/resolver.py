@@ -30,7 +30,9 @@ import dns.rrset
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DOMAIN", "HostResolvers", "Resolver", "UpstreamSockets"]
+    from vmgr.switchboard.upstream import UpstreamSockets
+
+__all__ = ["DOMAIN", "HostResolvers", "Resolver"]
 
 DOMAIN: Final = "vmgr.internal"
 _LARGEST: Final = 65_535
@@ -40,7 +42,6 @@ _TCP_PATIENCE: Final = 10.0
 _STREAMS: Final = 64  # TCP connections of machines
 _TTL: Final = 5
 _RESOLV_CONF_MOST: Final = 65_536
-_UPSTREAM: Final = 8  # sockets per family: each has a port of its own
 
 
 @dataclass
@@ -81,24 +82,6 @@ def _nameservers(text: str) -> list[str]:
                 ipaddress.ip_address(words[1])
                 found.append(words[1])
     return found[:3] or ["127.0.0.1"]  # resolv.conf(5): the default is this computer
-
-
-class UpstreamSockets:
-    """Sockets of the host's network; make them before entering the namespace."""
-
-    def __init__(self) -> None:
-        self.datagram: dict[int, list[socket.socket]] = {}
-        self.stream: dict[int, list[socket.socket]] = {}
-        for family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):  # a host without IPv6
-                self.datagram[family] = [
-                    socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-                    for _ in range(_UPSTREAM)
-                ]
-                self.stream[family] = [
-                    socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                    for _ in range(_UPSTREAM)
-                ]
 
 
 @dataclass

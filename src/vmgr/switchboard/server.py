@@ -21,7 +21,7 @@ from vmgr.switchboard.links import GATEWAY4, GATEWAY6, Links
 from vmgr.switchboard.resolver import Resolver
 
 if TYPE_CHECKING:
-    from vmgr.switchboard.resolver import UpstreamSockets
+    from vmgr.switchboard.upstream import UpstreamSockets
 
 __all__ = ["Switchboard"]
 

@@ -1,0 +1,130 @@
+"""How holder, switchboard and egress are locked in: what each sees, and what it may do.
+
+Three things are particular to them. The holder *is* the user and network namespace, made with its
+sandbox. The two others enter those first (nsenter) and get the rest of a sandbox inside, so that
+their capabilities count in that namespace and nowhere else. The egress stays in the host's network:
+that is its job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+import vmgr
+from vmgr.sandbox import Need, Rights, Sandbox, find_bubblewrap, program_need
+from vmgr.spawner import minimal_environment
+
+__all__ = [
+    "EGRESS_RIGHTS",
+    "HOLDER_RIGHTS",
+    "SWITCHBOARD_RIGHTS",
+    "egress_need",
+    "entering",
+    "holder_need",
+    "sandboxes",
+    "switchboard_need",
+    "which",
+]
+
+_TUN: Final = Path("/dev/net/tun")
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+
+HOLDER_RIGHTS: Final = Rights(root=True)
+SWITCHBOARD_RIGHTS: Final = Rights(user_namespace=False, capabilities=("CAP_NET_ADMIN",))
+# What it has until its own sandbox (--enable-sandbox, --enable-seccomp) leaves it the last of them.
+EGRESS_RIGHTS: Final = Rights(
+    user_namespace=False,
+    capabilities=(
+        "CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT", "CAP_NET_BIND_SERVICE",
+    ),
+)  # fmt: skip
+
+
+def sandboxes(*, required: bool) -> list[Sandbox]:
+    """Those to try, best first. What works is known when it has worked.
+
+    Args:
+        required: none without namespaces will do.
+    """
+    setpriv = which("setpriv")
+    bubblewrap = find_bubblewrap()
+    found = []
+    if bubblewrap is not None and setpriv is not None:
+        found = [Sandbox("namespaces", "", bubblewrap=bubblewrap, setpriv=setpriv)]
+    return found if required else [*found, Sandbox("filter", "")]
+
+
+def which(program: str) -> Path | None:
+    """Where a program is."""
+    found = shutil.which(program, path=minimal_environment()["PATH"])
+    return None if found is None else Path(found)
+
+
+def entering(holder: int, *namespaces: str) -> list[str]:
+    """The beginning of a command that runs in the holder's namespaces."""
+    where = [f"--{name}=/proc/{holder}/ns/{name}" for name in namespaces]
+    return ["nsenter", *where, "--preserve-credentials", "--"]
+
+
+async def holder_need() -> Need:
+    """A shell that turns into a `sleep`."""
+    shell, sleep = which("sh"), which("sleep")
+    if shell is None or sleep is None:
+        raise FileNotFoundError(2, os.strerror(2), "sh, sleep")
+    return await program_need(shell) + await program_need(sleep)
+
+
+async def switchboard_need() -> Need:
+    """Python, its modules and ours, libnftables, the tun device, the names of resolvers."""
+    program, *files = await asyncio.to_thread(_python)
+    return await program_need(program, *files) + Need(
+        devices=(_TUN,),
+        network=True,  # that of the holder
+    )
+
+
+async def egress_need(program: Path) -> Need:
+    """slirp4netns; the directories are for the sandbox that it makes itself."""
+    return await program_need(program) + Need(
+        devices=(_TUN,),
+        network=True,
+        own_proc=True,  # it opens the holder's namespace by the name of an fd
+        empty=(Path("/tmp"), Path("/etc"), Path("/run")),  # noqa: S108 (not the host's)
+    )
+
+
+def _python() -> list[Path]:
+    """Its program, and the files and directories that it reads."""
+    places = sysconfig.get_paths()
+    found = [Path(places[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = Path(vmgr.__file__).resolve().parent
+    # A virtual environment's program is a link, and finds itself by the file beside it.
+    program = Path(sys.executable)
+    found += [ours, program, program.resolve(), Path(sys.prefix, "pyvenv.cfg")]
+    # One that is built as a library has it here.
+    found += Path(sys.base_prefix, "lib").glob("libpython3*.so*")
+    # Not all of `sys.path`: what a program was started in may be on it.
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    found += [Path(path) for path in added if len(path) > 1 and path.startswith("/")]
+    return [program.resolve(), *found, *(path.resolve() for path in found), *_resolvers()]
+
+
+def _resolvers() -> list[Path]:
+    """What it takes to read /etc/resolv.conf as it is at any later moment.
+
+    Mostly it is a link into a directory where a service writes it, often by putting another file in
+    its place, so that directory is seen whole. Where the file itself lies in /etc, an ordinary user
+    gets /etc, which anybody may read; of root, who may read the passwords there, only the file.
+    """
+    target = _RESOLV_CONF.resolve()
+    if not target.exists():
+        return []
+    if target.parent != _RESOLV_CONF.parent:
+        return [_RESOLV_CONF, target.parent]
+    return [_RESOLV_CONF if os.getuid() == 0 else _RESOLV_CONF.parent]
