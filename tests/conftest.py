@@ -220,6 +220,18 @@ def children() -> set[int]:
     return found
 
 
+def pytest_configure() -> None:
+    """Let what the tests start have the signals that its user would have.
+
+    A shell without job control (`./dev test &` in a script) starts what it runs in the background
+    with SIGINT and SIGQUIT ignored, nohup does it with SIGHUP, and all children would inherit it:
+    Ctrl-C in a test would do nothing. A handler that does nothing is as deaf, and not inherited.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def no_child_outlives_its_test() -> Iterator[None]:
     """A test that fails half-way must not fail others by what it had started.
