@@ -1,10 +1,10 @@
 """Names for machines: each other's, and the world's as this computer resolves them.
 
-Machines ask the gateway. `NAME.vmgr.internal`, and which machine an address of theirs is, is answered
-from the table of machines (much asks that by itself: ping, ssh, sudo, and would wait); all else goes
-to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is followed with
-the next question. Those are asked from sockets of the host's network, made before this process
-entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress process.
+Machines ask the gateway. `NAME.vmgr.internal` is answered from the table of machines, and so is
+which machine an address of theirs is (ping, ssh and sudo ask that by themselves, and would wait). All
+else goes to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is
+followed with the next question. Those are asked from sockets of the host's network, made before this
+process entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OURS: Final = (
     ipaddress.ip_network("198.19.0.0/16"),
     ipaddress.ip_network("fd76:6d67:7200::/112"),
 )
-"""Addresses of machines: no one in the world could say whose they are (`vmgr.network.addresses`)."""
+"""Of machines (`vmgr.network.addresses`): nobody in the world could say whose they are."""
 _LARGEST: Final = 65_535
 _PENDING: Final = 2_048  # questions under way; more are not answered, and asked again
 _PATIENCE: Final = 2.0  # seconds for one resolver
