@@ -28,6 +28,11 @@ readonly -a rust_needs=(
   'libc6-dev:static_libc'
   'rustc-web cargo-web:cargo'
 )
+# What the tests themselves call, and the smallest Debian has not.
+readonly -a test_needs=(
+  'iproute2:command ip'
+  'procps:command ps'
+)
 readonly -a check_needs=(
   'rustfmt-web:cargo_tool fmt'
   'rust-web-clippy:cargo_tool clippy'
@@ -85,7 +90,7 @@ missing_of() {
   done
 }
 
-# ensure_packages GROUP...: groups are system, rust and check.
+# ensure_packages GROUP...: groups are system, rust, test and check.
 ensure_packages() {
   local group stamp=packages round
   local -a needs=() missing
@@ -95,6 +100,7 @@ ensure_packages() {
     case $group in
       system) needs+=("${system_needs[@]}") ;;
       rust) needs+=("${rust_needs[@]}") ;;
+      test) needs+=("${test_needs[@]}") ;;
       check) needs+=("${check_needs[@]}") ;;
     esac
   done

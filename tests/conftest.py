@@ -152,7 +152,7 @@ class Home:
     def processes(self, name: str = "") -> list[int]:
         """Live processes of this home whose command line holds `name`: helpers, VMMs, builders."""
         # A VMM that a template is built with has all its files in the cache, which homes share.
-        markers = [os.fsencode(self.root), os.fsencode(self.cache / "vmgr/templates")]
+        markers = [os.fsencode(self.root), os.fsencode(templates_of(self.cache))]
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -220,6 +220,18 @@ def children() -> set[int]:
     return found
 
 
+def pytest_configure() -> None:
+    """Let what the tests start have the signals that its user would have.
+
+    A shell without job control (`./dev test &` in a script) starts what it runs in the background
+    with SIGINT and SIGQUIT ignored, nohup does it with SIGHUP, and all children would inherit it:
+    Ctrl-C in a test would do nothing. A handler that does nothing is as deaf, and not inherited.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def no_child_outlives_its_test() -> Iterator[None]:
     """A test that fails half-way must not fail others by what it had started.
@@ -249,7 +261,8 @@ def shared_images() -> tuple[Path, Path]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     builder = Home(short_directory(), data, cache)
     try:
-        for recipe in ("debian", "debian-minimal"):
+        # scripts/suite.sh names fewer where the tests are few.
+        for recipe in os.environ.get("VMGR_TEST_IMAGES", "debian debian-minimal").split():
             builder.vmgr("image", "build", recipe, deadline=900)
     finally:
         builder.close()
@@ -277,16 +290,58 @@ def home(shared_images: tuple[Path, Path], request: pytest.FixtureRequest) -> It
     home.close()
 
 
+def templates_of(cache: Path) -> Path:
+    """Where a home with that cache keeps its templates."""
+    return cache / "vmgr/templates"
+
+
+@pytest.fixture(scope="session")
+def small_template(shared_images: tuple[Path, Path]) -> Iterator[Path]:
+    """A directory with one template, of a `SMALL` machine of `debian-minimal`; not a home's.
+
+    Made in each session: a key that is wrong, or a template that does not serve, is not hidden.
+    """
+    data, cache = shared_images
+    kept = SHARED / "templates-of-tests"
+    for directory in (kept, templates_of(cache)):
+        shutil.rmtree(directory, ignore_errors=True)
+    builder = Home(short_directory(), data, cache, templates=True)
+    try:
+        builder.vmgr("template", "build", *SMALL, "debian-minimal")
+    finally:
+        builder.close()
+    templates_of(cache).rename(kept)
+    yield kept
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+@pytest.fixture
+def quick_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+    """A home in which `SMALL` machines of `debian-minimal` first start from a template.
+
+    For tests whose subject is not the boot. The template is a copy, which a test may damage.
+    """
+    data, cache = shared_images
+    templates = templates_of(cache)
+    shutil.rmtree(templates, ignore_errors=True)
+    # Holes as they are: which pages were ever touched is part of what the checksum is over.
+    subprocess.run(["cp", "-a", "--sparse=auto", small_template, templates], check=True)
+    home = Home(short_directory(), data, cache, templates=True)
+    yield home
+    home.close()
+    shutil.rmtree(templates, ignore_errors=True)
+
+
 @pytest.fixture
 def template_home(shared_images: tuple[Path, Path]) -> Iterator[Home]:
     """The same, in which machines start from templates; there is none yet."""
     data, cache = shared_images
     root = short_directory()
-    shutil.rmtree(cache / "vmgr/templates", ignore_errors=True)
+    shutil.rmtree(templates_of(cache), ignore_errors=True)
     home = Home(root, data, cache, templates=True)
     yield home
     home.close()
-    shutil.rmtree(cache / "vmgr/templates", ignore_errors=True)
+    shutil.rmtree(templates_of(cache), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -304,12 +359,6 @@ def machine(module_home: Home) -> str:
     module_home.vmgr("create", name, "--image", "debian")
     module_home.vmgr("start", name)
     return name
-
-
-def pytest_configure() -> None:
-    """Signals as a terminal leaves them: a shell that runs us in the background ignores some."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

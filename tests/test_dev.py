@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,3 +128,14 @@ def test_what_is_set_up_is_not_set_up_again() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_tests_started_in_the_background_have_all_their_signals() -> None:
+    """As from a script: `./dev test &`, where Ctrl-C and its like are ignored and inherited."""
+    test = "test_sigpipe_ends_it_although_python_ignores_it"
+    done = subprocess.run(
+        ["sh", "-c", "trap '' INT QUIT HUP; exec \"$@\"", "sh", sys.executable, "-m", "pytest",
+         "-q", "-p", "no:cacheprovider", "tests/spawner/test_process.py", "-k", test],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

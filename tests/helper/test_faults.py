@@ -42,7 +42,8 @@ def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
 # -- run: what it passes on ------------------------------------------------------------------------
 
 
-def test_run_passes_output_and_exit_code(home: Home) -> None:
+def test_run_passes_output_and_exit_code(quick_home: Home) -> None:
+    home = quick_home
     done = home.vmgr(
         "run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo out; echo err >&2; exit 41",
         check=False,
@@ -52,7 +53,8 @@ def test_run_passes_output_and_exit_code(home: Home) -> None:
     nothing_left(home)
 
 
-def test_run_takes_stdin(home: Home) -> None:
+def test_run_takes_stdin(quick_home: Home) -> None:
+    home = quick_home
     done = home.vmgr(
         "run", "-i", *SMALL, "debian-minimal", "--", "sha256sum", stdin=b"x" * 3_000_000
     )
@@ -67,7 +69,8 @@ def test_run_takes_stdin(home: Home) -> None:
     ("command", "code"),
     [(["nosuchcommand"], 127), (["/etc/passwd"], 126), (["sh", "-c", "kill -9 $$"], 137)],
 )
-def test_run_fails_like_podman(home: Home, command: list[str], code: int) -> None:
+def test_run_fails_like_podman(quick_home: Home, command: list[str], code: int) -> None:
+    home = quick_home
     done = home.vmgr("run", *SMALL, "debian-minimal", "--", *command, check=False)
     assert done.returncode == code, sentence(done)
     nothing_left(home)
@@ -91,7 +94,8 @@ def test_interrupting_run_at_any_stage_leaves_nothing(home: Home, pause: float) 
     nothing_left(home)
 
 
-def test_killing_the_client_of_run_leaves_nothing(home: Home) -> None:
+def test_killing_the_client_of_run_leaves_nothing(quick_home: Home) -> None:
+    home = quick_home
     client = home.start("run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo begun; sleep 1000")
     assert client.stdout is not None
     assert client.stdout.readline() == b"begun\n"
@@ -181,8 +185,9 @@ def test_memory_that_is_not_free(home: Home) -> None:
     ],
 )
 def test_qemu_missing_or_too_old(
-    home: Home, tmp_path: Path, script: str | None, message: str
+    quick_home: Home, tmp_path: Path, script: str | None, message: str
 ) -> None:
+    home = quick_home
     program = tmp_path / "qemu"
     if script is not None:
         program.write_text(f"#!/bin/sh\n{script}\n")
@@ -252,7 +257,8 @@ def test_a_guest_that_never_says_hello(home: Home) -> None:
     home.vmgr("start", "m")
 
 
-def test_a_guest_that_dies_in_the_middle_of_a_command(home: Home) -> None:
+def test_a_guest_that_dies_in_the_middle_of_a_command(quick_home: Home) -> None:
+    home = quick_home
     # It dies when its output has been seen: what the agent holds at that moment dies with it.
     client = home.start(
         "run", "-i", *SMALL, "debian-minimal", "--",
@@ -268,7 +274,8 @@ def test_a_guest_that_dies_in_the_middle_of_a_command(home: Home) -> None:
     nothing_left(home)
 
 
-def test_a_panic_is_told(home: Home) -> None:
+def test_a_panic_is_told(quick_home: Home) -> None:
+    home = quick_home
     home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     home.vmgr("exec", "m", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", check=False)
@@ -311,7 +318,8 @@ def test_a_newer_database(home: Home) -> None:
     home.wait_for_no("vmgr.helper")
 
 
-def test_a_damaged_database_is_rebuilt_with_running_machines(home: Home) -> None:
+def test_a_damaged_database_is_rebuilt_with_running_machines(quick_home: Home) -> None:
+    home = quick_home
     home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     home.kill_helper()

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conftest import SMALL
 
 if TYPE_CHECKING:
     from tests.conftest import Home
@@ -76,7 +77,7 @@ def test_an_orderly_stop_runs_the_inits_shutdown(home: Home) -> None:
 
 
 def test_power_off_and_reboot_from_inside(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     boot = home.json("info", "m")["boot_id"]
     events = home.start("events", "--json")
@@ -100,8 +101,9 @@ def wait_for_status(events: object, status: str) -> None:
     pytest.fail(f"no event said {status}")
 
 
-def test_kill_ends_it_at_once(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_kill_ends_it_at_once(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     home.vmgr("kill", "m")
     assert home.vmms() == []
@@ -111,16 +113,18 @@ def test_kill_ends_it_at_once(home: Home) -> None:
     assert b"machine m is stopped, so it cannot be killed" in again.stderr
 
 
-def test_starting_and_stopping_twice_is_no_error(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_starting_and_stopping_twice_is_no_error(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("stop", "m")
     home.vmgr("start", "m")
     home.vmgr("start", "m")
     assert len(home.vmms()) == 1
 
 
-def test_two_starts_at_once_are_one(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_two_starts_at_once_are_one(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     both = [home.start("start", "m") for _ in range(2)]
     for starting in both:
         _, errors = starting.communicate(timeout=120)
@@ -169,7 +173,7 @@ def test_what_is_not_there_is_said(home: Home) -> None:
         assert sentence in done.stderr.decode()
     for arguments in (["exec", "ghost", "--", "true"], ["run", "ghost", "--", "true"]):
         assert home.vmgr(*arguments, check=False).returncode == 125
-    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     taken = home.vmgr("create", "m", check=False)
     assert taken.returncode == 1
     assert b"there is a machine named m already" in taken.stderr

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import kill_and_wait
+from tests.conftest import SMALL, kill_and_wait
 
 if TYPE_CHECKING:
     from tests.conftest import Home
@@ -22,8 +22,9 @@ def edit_rows(home: Home, old: str, new: str) -> None:
     db.close()
 
 
-def test_a_killed_helper_is_replaced_and_its_machines_go_on(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_killed_helper_is_replaced_and_its_machines_go_on(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     before = home.json("info", "m")
     home.vmgr("exec", "-d", "m", "--", "sh", "-c", "echo begun; sleep 1000")
@@ -41,8 +42,9 @@ def test_a_killed_helper_is_replaced_and_its_machines_go_on(home: Home) -> None:
     assert home.vmms() == []
 
 
-def test_a_foreground_exec_survives_the_helper(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_foreground_exec_survives_the_helper(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     script = "seq 1 600000; read x; echo $x; exit 7"
     client = home.start("exec", "-i", "m", "--", "sh", "-c", script)
@@ -56,8 +58,9 @@ def test_a_foreground_exec_survives_the_helper(home: Home) -> None:
     assert lines[:-1] == [b"%d" % i for i in range(1, 600_001)]
 
 
-def test_a_vmm_that_died_while_no_helper_ran(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_vmm_that_died_while_no_helper_ran(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     home.kill_helper()
     kill_and_wait(home.vmms()[0])
@@ -68,8 +71,9 @@ def test_a_vmm_that_died_while_no_helper_ran(home: Home) -> None:
     assert home.vmgr("exec", "m", "--", "true").returncode == 0
 
 
-def test_a_vmm_that_dies_is_noticed_and_explained(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_vmm_that_dies_is_noticed_and_explained(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     client = home.start("exec", "m", "--", "sleep", "1000")
     while not home.json("jobs", "m"):
@@ -83,8 +87,9 @@ def test_a_vmm_that_dies_is_noticed_and_explained(home: Home) -> None:
     assert info["status_reason"] == "its VMM was killed by SIGKILL"
 
 
-def test_a_restarted_host_leaves_stopped_machines(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_restarted_host_leaves_stopped_machines(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     home.kill_helper()
     kill_and_wait(home.vmms()[0])
@@ -97,7 +102,7 @@ def test_a_restarted_host_leaves_stopped_machines(home: Home) -> None:
 
 
 def test_residue_is_removed(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.kill_helper()
     stray = home.root / "state/vmgr/machines/ffffffffffff"
     stray.mkdir()
@@ -109,7 +114,7 @@ def test_residue_is_removed(home: Home) -> None:
 
 @pytest.mark.parametrize("pause", [0.05, 0.3, 0.6, 1.2, 2.0])
 def test_killed_while_a_machine_starts(home: Home, pause: float) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.helper_pid()
     client = home.start("start", "m")
     time.sleep(pause)  # where in the start it hits is left to chance on purpose
@@ -121,9 +126,10 @@ def test_killed_while_a_machine_starts(home: Home, pause: float) -> None:
     assert len(home.vmms()) == 1
 
 
-def test_an_abandoned_ephemeral_machine_comes_back_to_its_client(home: Home) -> None:
+def test_an_abandoned_ephemeral_machine_comes_back_to_its_client(quick_home: Home) -> None:
+    home = quick_home
     client = home.start(
-        "run", "debian-minimal", "--", "sh", "-c", "echo up; read x; echo got $x; exit 3"
+        "run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo up; read x; echo got $x; exit 3"
     )
     assert client.stdout is not None
     assert client.stdout.readline() == b"up\n"
@@ -152,8 +158,9 @@ def test_only_one_helper_runs_however_many_commands_start_one(home: Home) -> Non
     assert len(home.processes("vmgr.helper")) == 1
 
 
-def test_a_stopped_helper_leaves_machines_running(home: Home) -> None:
-    home.vmgr("create", "m", "--image", "debian-minimal")
+def test_a_stopped_helper_leaves_machines_running(quick_home: Home) -> None:
+    home = quick_home
+    home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
     home.vmgr("start", "m")
     pid = home.helper_pid()
     home.vmgr("helper", "stop")

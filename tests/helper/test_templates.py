@@ -104,9 +104,8 @@ def test_a_machine_with_systemd_is_one_of_its_own(template_home: Home) -> None:
     assert home.vmms() == []
 
 
-def test_many_at_once(template_home: Home) -> None:
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+def test_many_at_once(quick_home: Home) -> None:
+    home = quick_home
     clients = [
         home.start("run", *KIND, "--", "cat", "/proc/sys/kernel/random/uuid") for _ in range(8)
     ]
@@ -135,9 +134,8 @@ def test_a_boot_leaves_a_template_for_the_next(template_home: Home) -> None:
 
 
 @pytest.mark.parametrize("damage", ["memory", "short memory", "devices", "disk", "gone"])
-def test_a_damaged_template_is_not_used(template_home: Home, damage: str) -> None:
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+def test_a_damaged_template_is_not_used(quick_home: Home, damage: str) -> None:
+    home = quick_home
     home.vmgr("create", *SMALL, "--image", "debian-minimal", "one")
     home.vmgr("helper", "stop")
     template = directory_of(home)
@@ -160,9 +158,8 @@ def test_a_damaged_template_is_not_used(template_home: Home, damage: str) -> Non
     assert not (template / "template.json").exists() or directory_of(home) != template
 
 
-def test_a_machine_that_does_not_come_up_from_its_template_boots(template_home: Home) -> None:
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+def test_a_machine_that_does_not_come_up_from_its_template_boots(quick_home: Home) -> None:
+    home = quick_home
     template = directory_of(home)
     # Sound by its checksum, and nothing that QEMU could read.
     record = (template / "template.json").read_bytes()
@@ -200,10 +197,9 @@ def test_a_helper_killed_while_it_builds_leaves_nothing(template_home: Home) -> 
     assert started(home, "one")["started_from"] == "template"
 
 
-def test_what_a_new_helper_finds_starting_keeps_its_disk(template_home: Home) -> None:
+def test_what_a_new_helper_finds_starting_keeps_its_disk(quick_home: Home) -> None:
     """A first start that its helper did not see the end of is one all the same."""
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+    home = quick_home
     assert started(home, "one")["started_from"] == "template"
     home.kill_helper()
     edit_rows(home, '"status":"running"', '"status":"starting"')
@@ -214,9 +210,8 @@ def test_what_a_new_helper_finds_starting_keeps_its_disk(template_home: Home) ->
     assert shell(home, "one", "cat /root/file") == ["mine"]
 
 
-def test_a_first_start_that_failed_begins_again_with_a_fresh_disk(template_home: Home) -> None:
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+def test_a_first_start_that_failed_begins_again_with_a_fresh_disk(quick_home: Home) -> None:
+    home = quick_home
     assert started(home, "one")["started_from"] == "template"
     shell(home, "one", "echo left > /root/file; sync")
     home.kill_helper()
@@ -230,9 +225,8 @@ def test_a_first_start_that_failed_begins_again_with_a_fresh_disk(template_home:
     assert shell(home, "one", "ls /root/file 2>/dev/null || echo none") == ["none"]
 
 
-def test_removing(template_home: Home) -> None:
-    home = template_home
-    home.vmgr("template", "build", *KIND)
+def test_removing(quick_home: Home) -> None:
+    home = quick_home
     one = started(home, "one")
     removed = home.vmgr("template", "rm", "--all").stdout.decode()
     assert removed.startswith("removed ")

@@ -217,6 +217,16 @@ def test_a_header_that_points_backwards_is_refused() -> None:
         cleaned(first + bytes(block) + bytes(10_240), Limits(1 << 30, 65_536))
 
 
+def test_a_header_amid_others_that_is_none_is_damage_and_not_the_end() -> None:
+    whole = tarball([entry("bin/sh", content=b"\x7fELF"), entry("last", content=b"x")])
+    at = whole.index(b"last")
+    assert at % 512 == 0
+    with pytest.raises(UsageError, match="is not a tar archive or is damaged: bad checksum"):
+        cleaned(whole[:at] + b"fast" + whole[at + 4 :])
+    with pytest.raises(UsageError, match="is not a tar archive or is damaged"):
+        cleaned(whole[: at + 100])
+
+
 def test_a_header_that_wants_gigabytes_of_memory_is_refused() -> None:
     info, _ = entry("x", tarfile.XHDTYPE)
     info.size = 8 << 30

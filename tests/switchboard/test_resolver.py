@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import dns.message
 import dns.rcode
+import dns.reversename
 
 from vmgr.switchboard.denials import describe
 from vmgr.switchboard.resolver import HostResolvers, Resolver
@@ -43,6 +44,23 @@ async def test_machines_have_names() -> None:
         assert resolver.local_answer(dns.message.make_query("example.org", "A").to_wire()) is None
         for garbage in (b"", b"x" * 12, os.urandom(300), b"\0" * 600):
             assert not resolver.local_answer(garbage)
+    finally:
+        resolver.close()
+
+
+async def test_whose_an_address_is() -> None:
+    """Asked by ping and sudo for their own reasons: nobody else could know, so nobody is asked."""
+    resolver = Resolver(NAMES, UpstreamSockets(), ("127.0.0.1",), port=free_port())
+    try:
+        for address in NAMES["web"]:
+            name = dns.reversename.from_address(address).to_text()
+            assert answers(resolver, name, "PTR") == (0, ["web.vmgr.internal."])
+            assert answers(resolver, name, "A") == (0, [])
+        for address in ("198.19.0.11", "198.19.0.1", "fd76:6d67:7200::b"):
+            name = dns.reversename.from_address(address).to_text()
+            assert answers(resolver, name, "PTR") == (dns.rcode.NXDOMAIN, [])
+        for name in ("1.0.0.127.in-addr.arpa", "1.19.198.in-addr.arpa", "x.in-addr.arpa"):
+            assert resolver.local_answer(dns.message.make_query(name, "PTR").to_wire()) is None
     finally:
         resolver.close()
 

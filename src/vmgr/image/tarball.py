@@ -20,6 +20,11 @@ import io
 import struct
 import tarfile
 from dataclasses import dataclass, field
+from tarfile import (  # type: ignore[attr-defined]  # two of them are not in typeshed
+    InvalidHeaderError,
+    ReadError,
+    TruncatedHeaderError,
+)
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from vmgr.artifact.faults import human_size
@@ -29,6 +34,7 @@ from vmgr.image.recipes import AddedFile, AddedLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
     from _typeshed import ReadableBuffer
 
@@ -191,7 +197,10 @@ def clean(
     try:
         with (
             tarfile.open(
-                fileobj=ForwardReader(source, label), mode="r:", errors="surrogateescape"
+                fileobj=ForwardReader(source, label),
+                mode="r:",
+                errors="surrogateescape",
+                tarinfo=_Member,
             ) as reader,
             tarfile.open(
                 fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"
@@ -243,6 +252,22 @@ def _dropped(path: str, patterns: Sequence[str]) -> bool:
         if fnmatch.fnmatchcase("/".join(path.split("/", depth)[:depth]), pattern):
             return True
     return False
+
+
+class _Member(tarfile.TarInfo):
+    """An entry; one whose header is none is damage, wherever it stands.
+
+    To tarfile a broken header behind the first entry is the archive's end, and the rest would be
+    missing without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """Read the next entry."""
+        try:
+            return super().fromtarfile(tarfile)
+        except (InvalidHeaderError, TruncatedHeaderError) as error:
+            raise ReadError(str(error)) from None
 
 
 class _Digesting(io.RawIOBase):

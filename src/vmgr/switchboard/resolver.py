@@ -1,9 +1,10 @@
 """Names for machines: each other's, and the world's as this computer resolves them.
 
-Machines ask the gateway. `NAME.vmgr.internal` is answered from the table of machines; all else goes
-to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is followed with
-the next question. Those are asked from sockets of the host's network, made before this process
-entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress process.
+Machines ask the gateway. `NAME.vmgr.internal` is answered from the table of machines, and so is
+which machine an address of theirs is (ping, ssh and sudo ask that by themselves, and would wait). All
+else goes to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is
+followed with the next question. Those are asked from sockets of the host's network, made before this
+process entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress process.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rdatatype
+import dns.reversename
 import dns.rrset
 
 if TYPE_CHECKING:
@@ -35,6 +38,11 @@ if TYPE_CHECKING:
 __all__ = ["DOMAIN", "HostResolvers", "Resolver"]
 
 DOMAIN: Final = "vmgr.internal"
+_OURS: Final = (
+    ipaddress.ip_network("198.19.0.0/16"),
+    ipaddress.ip_network("fd76:6d67:7200::/112"),
+)
+"""Of machines (`vmgr.network.addresses`): nobody in the world could say whose they are."""
 _LARGEST: Final = 65_535
 _PENDING: Final = 2_048  # questions under way; more are not answered, and asked again
 _PATIENCE: Final = 2.0  # seconds for one resolver
@@ -179,6 +187,8 @@ class Resolver:
         if query.flags & dns.flags.QR or len(query.question) != 1:
             return b""
         question = query.question[0]
+        if (address := _reversed(question.name)) is not None:
+            return self._whose(query, address)
         name = question.name.to_text(omit_final_dot=True).lower()
         if name != DOMAIN and not name.endswith("." + DOMAIN):
             return None
@@ -190,10 +200,23 @@ class Resolver:
                 reply.set_rcode(dns.rcode.NXDOMAIN)
         else:
             kinds = {dns.rdatatype.A: known[0], dns.rdatatype.AAAA: known[1]}
-            if (address := kinds.get(question.rdtype)) is not None:
+            if (value := kinds.get(question.rdtype)) is not None:
                 reply.answer.append(
-                    dns.rrset.from_text(question.name, _TTL, "IN", question.rdtype, address)
+                    dns.rrset.from_text(question.name, _TTL, "IN", question.rdtype, value)
                 )
+        return reply.to_wire()
+
+    def _whose(self, query: dns.message.Message, address: str) -> bytes:
+        """Which machine an address is."""
+        reply = dns.message.make_response(query, recursion_available=True)
+        reply.flags |= dns.flags.AA
+        question = query.question[0]
+        names = [name for name, addresses in self._names.items() if address in addresses]
+        if not names:
+            reply.set_rcode(dns.rcode.NXDOMAIN)
+        elif question.rdtype in {dns.rdatatype.PTR, dns.rdatatype.ANY}:
+            target = f"{names[0]}.{DOMAIN}."
+            reply.answer.append(dns.rrset.from_text(question.name, _TTL, "IN", "PTR", target))
         return reply.to_wire()
 
     # -- asking the world ----------------------------------------------------------------------
@@ -323,6 +346,15 @@ class Resolver:
                 raise EOFError
             data += part
         return data
+
+
+def _reversed(name: dns.name.Name) -> str | None:
+    """The machines' address that a name in `in-addr.arpa` or `ip6.arpa` stands for."""
+    try:
+        address = ipaddress.ip_address(dns.reversename.to_address(name))
+    except (dns.exception.DNSException, ValueError):
+        return None
+    return str(address) if any(address in network for network in _OURS) else None
 
 
 def _same_question(asked: bytes, answered: bytes) -> bool:
