@@ -17,9 +17,11 @@ from vmgr.api.openapi import document
 from vmgr.audit import Vmm, audit
 from vmgr.doctor import examine
 from vmgr.helper.streaming import Streaming, job_number
+from vmgr.helper.usage import collect_usage
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
+    from vmgr.api.usage import Usage
     from vmgr.helper.helper import Helper
     from vmgr.helper.server import Call
 
@@ -83,6 +85,9 @@ class Api(Streaming):
         ]
         paths = self._helper.paths
         return await self._helper.executors.in_files(audit, paths, vmms)
+
+    async def usage(self, _call: Call) -> Usage:
+        return await collect_usage(self._helper)
 
     # -- configuration -----------------------------------------------------------------------
 

@@ -175,6 +175,14 @@ class Network:
         result, _ = await self._line.ask(m.Hello())
         return msgspec.convert(result.get("forwards", []), list[m.Forward])
 
+    # -- what is counted --------------------------------------------------------------------------
+
+    @property
+    def namespace_pid(self) -> int | None:
+        """A process in whose network namespace all taps are; None when there is none."""
+        holder = self._processes.holder
+        return holder.pid if holder is not None and holder.running else None
+
     # -- the end ---------------------------------------------------------------------------------
 
     async def close(self, *, keep: bool) -> None:

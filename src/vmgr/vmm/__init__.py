@@ -9,12 +9,14 @@ from vmgr.vmm.memory import available_memory, check_memory
 from vmgr.vmm.probecache import ProbeCache
 from vmgr.vmm.qemu import Qemu, find_qemu, qemu_program
 from vmgr.vmm.stop import StopDeadlines, orderly_stop
+from vmgr.vmm.traffic import DiskTraffic
 from vmgr.vmm.vmm import Vmm
 
 __all__ = [
     "Accelerator",
     "BootPolicy",
     "Booted",
+    "DiskTraffic",
     "ProbeCache",
     "Qemu",
     "Restore",
