@@ -12,7 +12,7 @@ import msgspec
 
 from vmgr.api import models as m
 from vmgr.api import streams as s
-from vmgr.api.usage import Usage
+from vmgr.api import usage as u
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
 from vmgr.errors import HelperUnavailableError
@@ -107,9 +107,9 @@ class Client:
         """Every process of vmgr, and which process rules it breaks."""
         return self._call(m.AuditReport, "audit")
 
-    def usage(self) -> Usage:
+    def usage(self) -> u.Usage:
         """What running machines and this computer have used so far: see `vmgr.client.load`."""
-        return self._call(Usage, "usage")
+        return self._call(u.Usage, "usage")
 
     def config_list(self) -> list[m.ConfigEntry]:
         """All settings."""
