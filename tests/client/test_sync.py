@@ -34,12 +34,16 @@ def face(cls: type) -> dict[str, Any]:
     }
 
 
+ALIASES = {"vmgr.api.models": "m", "vmgr.api.usage": "u"}
+
+
 def named(model: Any) -> str:
     """A model as annotations name it."""
     if model is None:
         return "None"
-    inner = get_args(model)
-    return f"list[m.{inner[0].__name__}]" if inner else f"m.{model.__name__}"
+    if inner := get_args(model):
+        return f"list[{named(inner[0])}]"
+    return f"{ALIASES[model.__module__]}.{model.__name__}"
 
 
 def test_the_twins_have_the_same_face() -> None:

@@ -12,6 +12,8 @@ pub struct CommandLine {
     /// The program that becomes PID 1; empty: the agent itself.
     pub init: String,
     pub hostname: Option<String>,
+    /// Whether memory that nobody uses is told to the host, which can take it back then.
+    pub reclaim: bool,
 }
 
 impl CommandLine {
@@ -42,6 +44,7 @@ impl CommandLine {
             modules: filled("modules", "modules"),
             init: value("init").unwrap_or_default(),
             hostname: value("hostname").filter(|name| !name.is_empty()),
+            reclaim: value("reclaim").as_deref() == Some("1"),
         }
     }
 }
@@ -58,15 +61,17 @@ mod tests {
             ("root", "modules")
         );
         assert_eq!((found.init.as_str(), found.hostname), ("", None));
+        assert!(!found.reclaim);
     }
 
     #[test]
     fn parameters_are_read_and_the_last_counts() {
         let found = CommandLine::parse(
-            "vmgr.init=/bin/a vmgr.root=/dev/vdb vmgr.initx=1 xvmgr.init=/no vmgr.init=/sbin/init vmgr.hostname=dev",
+            "vmgr.init=/bin/a vmgr.root=/dev/vdb vmgr.initx=1 xvmgr.init=/no vmgr.init=/sbin/init vmgr.reclaim=1 vmgr.hostname=dev",
         );
         assert_eq!(found.init, "/sbin/init");
         assert_eq!(found.root, "/dev/vdb");
         assert_eq!(found.hostname.as_deref(), Some("dev"));
+        assert!(found.reclaim);
     }
 }

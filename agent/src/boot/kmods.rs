@@ -19,10 +19,17 @@ pub fn load(list: &str, log: impl Fn(&str)) {
     for path in list.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let loaded = File::open(path)
             .map_err(|error| errno_of(&error))
-            .and_then(|file| finit_module(file, c"", ModuleInitFlags::empty()));
-        match loaded {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => log(&format!("cannot load {path}: {}", errno.desc())),
+            .and_then(|file| load_file(&file));
+        if let Err(errno) = loaded {
+            log(&format!("cannot load {path}: {}", errno.desc()));
         }
+    }
+}
+
+/// Load an uncompressed module, all it depends on being there; one that is there is left as it is.
+pub fn load_file(file: &File) -> Result<(), Errno> {
+    match finit_module(file, c"", ModuleInitFlags::empty()) {
+        Err(Errno::EEXIST) => Ok(()),
+        result => result,
     }
 }

@@ -45,6 +45,8 @@ use place::Place;
 /// How long disks and the port may take to appear. They are there when their driver is; this is for a
 /// host that is very slow.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
+/// Below the directory of modules.
+const RECLAIM_MODULE: &str = "kernel/drivers/virtio/virtio_balloon.ko";
 /// Where the machine's root is until it is moved.
 const NEW_ROOT: &str = "/root";
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -108,6 +110,7 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
             log(&format!("cannot write a unit: {}", errno.desc()));
         }
     }
+    let reclaim = asked.reclaim.then(|| reclaim_module(&root)).flatten();
     let init = asked.init.as_str();
     if !init.is_empty() {
         let usable = root
@@ -122,7 +125,7 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
             });
         match usable {
             // SAFETY: the caller's promise.
-            Ok(()) => unsafe { hand_over(name, init, &root, cgroups.as_ref())? },
+            Ok(()) => unsafe { hand_over(name, init, &root, cgroups.as_ref(), reclaim.as_ref())? },
             Err(errno) => log(&format!(
                 "cannot run {init}: {}; the agent is init",
                 errno.desc()
@@ -134,7 +137,7 @@ unsafe fn boot(name: *mut c_char) -> Result<Never, Trouble> {
     }
     let _ = root.directory("run/lock");
     enter(&root)?;
-    be_init(cgroups)
+    be_init(cgroups, reclaim.as_ref())
 }
 
 /// Work that a child does at the same time: much of a boot is waiting for the disk.
@@ -206,7 +209,8 @@ fn mount_root(asked: &CommandLine) -> Result<Place, Trouble> {
         NEW_ROOT,
         Some("ext4"),
         MsFlags::MS_NOATIME,
-        None::<&str>,
+        // What is deleted goes back to the host, which has a file for the disk.
+        Some("discard"),
     )
     .map_err(trouble("cannot mount the root disk"))?;
     Place::new(NEW_ROOT).map_err(trouble("cannot open the root"))
@@ -231,6 +235,26 @@ fn modules_directory(root: &Place) -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let library = if root.has("lib") { "lib" } else { "usr/lib" };
     format!("{library}/modules/{}", release.trim())
+}
+
+/// The module that tells the host of memory that nobody uses, from the disk of modules.
+fn reclaim_module(root: &Place) -> Option<File> {
+    let path = format!("{}/{RECLAIM_MODULE}", modules_directory(root));
+    root.open(path, OFlag::O_RDONLY).ok().map(File::from)
+}
+
+/// Load a module in a child that runs when nothing else wants to; the loop reaps it. Whoever waits for
+/// the machine to be ready does not wait for this.
+fn load_when_idle(module: Option<&File>) {
+    let Some(module) = module else { return };
+    Aside::start(|| {
+        let priority = libc::sched_param { sched_priority: 0 };
+        // SAFETY: one struct is read. It is no harm when it is refused.
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) };
+        if let Err(error) = kmods::load_file(module) {
+            Log::Console.line(&format!("memory is not given back: {}", error.desc()));
+        }
+    });
 }
 
 /// What is on a disk: squashfs by its magic number at the very beginning, else ext4.
@@ -365,6 +389,7 @@ unsafe fn hand_over(
     init: &str,
     root: &Place,
     cgroups: Option<&Cgroups>,
+    reclaim: Option<&File>,
 ) -> Result<(), Trouble> {
     let (handed, end) = unistd::pipe2(OFlag::O_CLOEXEC).map_err(trouble("cannot make a pipe"))?;
     // SAFETY: there is one thread.
@@ -374,7 +399,7 @@ unsafe fn hand_over(
         drop(end);
         // SAFETY: the caller's promise; a program's name has at least one byte.
         unsafe { *name = b'@'.cast_signed() };
-        let Err(Trouble(line)) = be_beside(init, handed, cgroups);
+        let Err(Trouble(line)) = be_beside(init, handed, cgroups, reclaim);
         Log::Console.line(&line);
         // SAFETY: ends the child.
         unsafe { libc::_exit(1) };
@@ -392,7 +417,12 @@ unsafe fn hand_over(
 }
 
 /// The agent beside an init. Returns only in trouble.
-fn be_beside(init: &str, handed: OwnedFd, cgroups: Option<&Cgroups>) -> Result<Never, Trouble> {
+fn be_beside(
+    init: &str,
+    handed: OwnedFd,
+    cgroups: Option<&Cgroups>,
+    reclaim: Option<&File>,
+) -> Result<Never, Trouble> {
     unistd::setsid().map_err(trouble("cannot make a session"))?;
     let _ = nix::sys::prctl::set_name(c"vmgr-agent");
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
@@ -402,6 +432,7 @@ fn be_beside(init: &str, handed: OwnedFd, cgroups: Option<&Cgroups>) -> Result<N
     if File::from(handed).read(&mut [0]).unwrap_or(1) != 0 {
         return Err(Trouble("there is no init to be beside".to_owned()));
     }
+    load_when_idle(reclaim);
     let ground = Ground {
         root: Root::OfInit,
         cgroup: cgroups.and_then(|c| copy(&c.exec)),
@@ -417,11 +448,12 @@ fn be_beside(init: &str, handed: OwnedFd, cgroups: Option<&Cgroups>) -> Result<N
 }
 
 /// The agent as init. Returns only in trouble.
-fn be_init(cgroups: Option<Cgroups>) -> Result<Never, Trouble> {
+fn be_init(cgroups: Option<Cgroups>, reclaim: Option<&File>) -> Result<Never, Trouble> {
     // Ctrl-Alt-Del becomes a signal instead of an instant reset.
     let _ = set_cad_enabled(false);
     // The loop reaps it.
     Aside::start(machine::loopback_up);
+    load_when_idle(reclaim);
     let ground = Ground {
         root: Root::Own,
         cgroup: cgroups.map(|c| c.exec),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vmgr.api import models as m
+from vmgr.api.usage import Usage
 
 __all__ = ["API_PREFIX", "OPERATIONS", "Operation", "Parameter"]
 
@@ -70,6 +71,13 @@ OPERATIONS: dict[str, Operation] = {
             "/audit",
             "Every process of vmgr, and which process rules it breaks",
             response=m.AuditReport,
+        ),
+        Operation(
+            "usage",
+            "GET",
+            "/usage",
+            "What running machines and this computer have used so far",
+            response=Usage,
         ),
         Operation("config_list", "GET", "/config", "All settings", response=list[m.ConfigEntry]),
         Operation("config_get", "GET", "/config/{key}", "One setting", response=m.ConfigEntry),

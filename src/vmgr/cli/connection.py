@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["client"]
 
 
-def client(*, launch: bool = True) -> Client:
+def client(*, launch: bool = True, timeout: float | None = None) -> Client:
     """A client for one verb.
 
     Args:
         launch: start the helper where none runs; otherwise calls raise HelperUnavailableError.
+        timeout: seconds that the helper may stay silent; None: any time.
     """
     told: list[str] = []
 
@@ -34,4 +35,4 @@ def client(*, launch: bool = True) -> Client:
                 told.append(line)
                 note(f"vmgr: {printable(line)}")
 
-    return Client(launch=launch, on_notes=tell)
+    return Client(launch=launch, timeout=timeout, on_notes=tell)

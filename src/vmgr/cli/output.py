@@ -7,12 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from vmgr.errors import VmgrError
 
 __all__ = [
     "age",
+    "aligned",
     "bytes_text",
     "fields",
     "note",
@@ -59,11 +60,22 @@ def printable(text: str) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print aligned columns; None is shown as `-`."""
+    for line in aligned(headers, rows):
+        print(line)
+
+
+def aligned(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Container[int] = ()
+) -> list[str]:
+    """The lines of a table; the columns that `right` names are of numbers."""
     lines = [list(headers)]
     lines += [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+    def cell(text: str, at: int) -> str:
+        return text.rjust(widths[at]) if at in right else text.ljust(widths[at])
+
+    return ["  ".join(cell(c, at) for at, c in enumerate(line)).rstrip() for line in lines]
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:

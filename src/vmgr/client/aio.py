@@ -13,6 +13,7 @@ import msgspec
 
 from vmgr.api import models as m
 from vmgr.api import streams as s
+from vmgr.api import usage as u
 from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
@@ -104,6 +105,10 @@ class AsyncClient:
     async def audit(self) -> m.AuditReport:
         """Every process of vmgr, and which process rules it breaks."""
         return await self._call(m.AuditReport, "audit")
+
+    async def usage(self) -> u.Usage:
+        """What running machines and this computer have used so far: see `vmgr.client.load`."""
+        return await self._call(u.Usage, "usage")
 
     async def config_list(self) -> list[m.ConfigEntry]:
         """All settings."""

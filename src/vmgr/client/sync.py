@@ -12,6 +12,7 @@ import msgspec
 
 from vmgr.api import models as m
 from vmgr.api import streams as s
+from vmgr.api import usage as u
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
 from vmgr.errors import HelperUnavailableError
@@ -105,6 +106,10 @@ class Client:
     def audit(self) -> m.AuditReport:
         """Every process of vmgr, and which process rules it breaks."""
         return self._call(m.AuditReport, "audit")
+
+    def usage(self) -> u.Usage:
+        """What running machines and this computer have used so far: see `vmgr.client.load`."""
+        return self._call(u.Usage, "usage")
 
     def config_list(self) -> list[m.ConfigEntry]:
         """All settings."""

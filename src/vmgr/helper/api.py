@@ -17,10 +17,12 @@ from vmgr.api.openapi import document
 from vmgr.audit import NetworkPart, Vmm, audit
 from vmgr.doctor import examine
 from vmgr.helper.streaming import Streaming, job_number
+from vmgr.helper.usage import collect_usage
 from vmgr.network import strays
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
+    from vmgr.api.usage import Usage
     from vmgr.helper.helper import Helper
     from vmgr.helper.server import Call
 
@@ -90,6 +92,9 @@ class Api(Streaming):
             return audit(paths, vmms, [*known, *(NetworkPart(pid, None) for pid, _ in unknown)])
 
         return await self._helper.executors.in_files(look)
+
+    async def usage(self, _call: Call) -> Usage:
+        return await collect_usage(self._helper)
 
     # -- configuration -----------------------------------------------------------------------
 

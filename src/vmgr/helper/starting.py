@@ -19,7 +19,7 @@ from vmgr.errors import ResourceError, StateError, VmgrError
 from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.image import base_of, create_disk
-from vmgr.vmm import BootPolicy, Restore, Vmm, VmmSpec, boot
+from vmgr.vmm import RECLAIM, BootPolicy, Restore, Vmm, VmmSpec, boot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -284,7 +284,8 @@ class Starting:
             deadline=float(config.get("boot.timeout")),
         )
         kernel = await self._helper.images.kernel(progress)
-        await self._bring_up(machine, await self._spec(machine, kernel), host, policy)
+        spec = replace(await self._spec(machine, kernel), kernel_parameters=(RECLAIM,))
+        await self._bring_up(machine, spec, host, policy)
 
     async def _restored(
         self, machine: Machine, origin: Origin, host: _Host, progress: Progress

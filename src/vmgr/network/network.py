@@ -191,6 +191,14 @@ class Network:
         result, _ = await self._line.ask(m.Hello())
         return set(msgspec.convert(result.get("connected", []), list[str]))
 
+    # -- what is counted --------------------------------------------------------------------------
+
+    @property
+    def namespace_pid(self) -> int | None:
+        """A process in whose network namespace all taps are; None when there is none."""
+        holder = self._processes.holder
+        return holder.pid if holder is not None and holder.running else None
+
     # -- the end ---------------------------------------------------------------------------------
 
     async def close(self, *, keep: bool) -> None:

@@ -2,19 +2,22 @@
 
 from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
-from vmgr.vmm.commandline import Restore, SocketFds, VmmNetwork, VmmSpec, command_line
+from vmgr.vmm.commandline import RECLAIM, Restore, SocketFds, VmmNetwork, VmmSpec, command_line
 from vmgr.vmm.exit import VmmExit
 from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
 from vmgr.vmm.probecache import ProbeCache
 from vmgr.vmm.qemu import Qemu, find_qemu, qemu_program
 from vmgr.vmm.stop import StopDeadlines, orderly_stop
+from vmgr.vmm.traffic import DiskTraffic
 from vmgr.vmm.vmm import Vmm
 
 __all__ = [
+    "RECLAIM",
     "Accelerator",
     "BootPolicy",
     "Booted",
+    "DiskTraffic",
     "ProbeCache",
     "Qemu",
     "Restore",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AGENT_PORT",
     "NETWORK_DEVICE",
+    "RECLAIM",
     "SANDBOX",
     "Restore",
     "SocketFds",
@@ -52,6 +53,10 @@ _TRANSLATION_BUFFER_MIB: Final = 256
 _EMULATED_CPU: Final = "Nehalem,+rdrand"
 _HOST_CPU: Final = "host,migratable=off"
 
+
+RECLAIM: Final = "vmgr.reclaim=1"
+"""A kernel parameter: the agent loads what gives unused memory back. Of no use where memory is
+mapped privately: QEMU would punch holes into what other machines start from, and may not."""
 
 NETWORK_DEVICE: Final = "net"
 """The id of every machine's one network device."""
@@ -210,6 +215,7 @@ def command_line(
         *_disks(spec),
         *_entropy(spec),
         *_network(spec.network),
+        *_reclaiming(),
         *_beginning(spec, kernel_line, sockets),
     ]  # fmt: skip
 
@@ -368,6 +374,16 @@ def _network(network: VmmNetwork | None) -> list[str]:
             "virtio-net-pci", id=NETWORK_DEVICE, netdev="uplink" if backend else None,
             mac=network.mac if network is not None else None, disable_legacy=True,
         ) + ",romfile=",
+    ]  # fmt: skip
+
+
+def _reclaiming() -> list[str]:
+    # Its driver is loaded where memory can be given back (docs/resources.md); the device is in all
+    # machines, so that any saved state fits any. Last, so that none moves to another slot.
+    return [
+        "-device", option(
+            "virtio-balloon-pci", id="balloon", free_page_reporting=True, disable_legacy=True
+        ),
     ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from vmgr.vmm.isolation import need_of
 from vmgr.vmm.memory import check_memory
 from vmgr.vmm.qmp import Qmp
 from vmgr.vmm.sockets import listening
+from vmgr.vmm.traffic import disk_traffic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vmgr.vmm.accelerator import Accelerator
     from vmgr.vmm.commandline import SocketFds, VmmSpec
     from vmgr.vmm.qemu import Qemu
+    from vmgr.vmm.traffic import DiskTraffic
 
     EventCallback = Callable[[str, Mapping[str, Any]], None]
 
@@ -275,6 +277,21 @@ class Vmm:
             MachineError: the VMM does not take the command.
         """
         await self._execute("cont")
+
+    async def disk_traffic(self, deadline: float) -> DiskTraffic | None:
+        """What its machine has read and written so far; None where the VMM does not tell.
+
+        Args:
+            deadline: seconds that it may take.
+
+        Raises:
+            MachineError: the VMM does not answer, or not in time.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                return disk_traffic(await self._execute("query-blockstats"))
+        except TimeoutError:
+            raise MachineError(f"the VMM of machine {self.name} does not answer") from None
 
     async def kill(self, reason: str, *, at_once: bool = False) -> VmmExit:
         """End the VMM, whatever the machine does: for the machine like pulling the plug.

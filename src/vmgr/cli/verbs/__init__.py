@@ -45,6 +45,7 @@ VERBS: Final[dict[str, Verb]] = {
     "rm": Verb(GROUPS[0], "remove machines and their disks"),
     "ls": Verb(GROUPS[0], "list machines"),
     "info": Verb(GROUPS[0], "show all about a machine"),
+    "top": Verb(GROUPS[0], "show what running machines use, as it changes"),
     "port": Verb(GROUPS[0], "forward ports of this computer to machines"),
     "logs": Verb(GROUPS[0], "show a machine's console and what the helper says about it"),
     "exec": Verb(GROUPS[1], "run a command in a running machine", 125),
