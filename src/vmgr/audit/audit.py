@@ -2,7 +2,8 @@
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
 template; monitors are the parents of VMMs that run in a sandbox; what the network is made of
-(holder, switchboard, egress) is marked in its environment; every further child of the helper is a
+(holder, switchboard, egress) is marked in its environment; the SSH
+server is where the helper says; every further child of the helper is a
 worker: qemu-img, builders of images.
 """
 
@@ -40,8 +41,8 @@ class Vmm:
     """The sandbox that it was started in."""
 
 
-def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
-    """Look at this process, its children and the VMMs; reads /proc, so it blocks."""
+def audit(paths: Paths, vmms: list[Vmm], ssh: int | None = None) -> AuditReport:
+    """Look at this process, its children, the VMMs and the SSH server; reads /proc: it blocks."""
     own = look(os.getpid())
     places = {paths.state, paths.cache, paths.data, paths.runtime, paths.config}
     around = Surroundings(
@@ -53,6 +54,8 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
     reports = [_report("helper", own, None, around)]
     named = {vmm.pid: vmm for vmm in vmms}
     for role, pid in _below(own.pid, named):
+        if pid == ssh:  # which may be no child of ours; see below
+            continue
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             seen = look(pid)
             # Of vmgr.network.processes, which marks what it starts.
@@ -60,6 +63,9 @@ def audit(paths: Paths, vmms: list[Vmm]) -> AuditReport:
                 reports.append(_report("network", seen, None, around))
             else:
                 reports.append(_report(role, seen, named.get(pid), around))
+    if ssh is not None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            reports.append(_report("ssh", look(ssh), None, around))
     return AuditReport(
         processes=reports,
         problems=[

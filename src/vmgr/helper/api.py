@@ -68,6 +68,9 @@ class Api(Streaming):
         self._helper.request_stop()
         return status
 
+    async def ssh_start(self, _call: Call) -> m.SshServer:
+        return await self._helper.ssh.ensure()
+
     async def doctor(self, _call: Call) -> m.DoctorReport:
         return await examine(
             self._helper.paths,
@@ -82,7 +85,7 @@ class Api(Streaming):
             if machine.row.vmm_pid is not None and not machine.stopped.is_set()
         ]
         paths = self._helper.paths
-        return await self._helper.executors.in_files(audit, paths, vmms)
+        return await self._helper.executors.in_files(audit, paths, vmms, self._helper.ssh.pid)
 
     # -- configuration -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
 from vmgr.helper.ports import Ports
+from vmgr.helper.ssh import Ssh
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
@@ -63,6 +64,7 @@ class Helper:
             paths, lambda work, name: self.watchers.start(work, name=name), self._network_event
         )
         self.ports = Ports(self)
+        self.ssh = Ssh(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.images = ImageService(services, find_agent, self.machines.image_users)
@@ -78,6 +80,7 @@ class Helper:
         await self.templates.reconcile()
         await self.network.adopt()
         await self.machines.reconcile()
+        self.watchers.start(self.ssh.begin(), name="ssh server")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -101,6 +104,7 @@ class Helper:
         await self.machines.let_go()
         self.templates.close()
         await self.network.close(keep=live)
+        await self.ssh.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
 
