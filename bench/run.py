@@ -21,6 +21,7 @@ import forwarding
 import helper
 import roundtrip
 import sandbox
+import ssh
 import template
 from clock import Row, table
 from vmgr.api.models import ImageBuild
@@ -37,6 +38,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "forwarding": forwarding.measure,
     "helper": helper.measure,
     "sandbox": sandbox.measure,
+    "ssh": ssh.measure,
     "template": template.measure,
 }
 
