@@ -3,6 +3,7 @@
 //! Read and written by hand over `rmpv`: derive macros cannot be built for a static target without
 //! moving the build's output, and what is read here is small and wants exact bounds.
 
+mod identity;
 mod networks;
 
 use rmpv::{Value, ValueRef, decode, encode};
@@ -72,6 +73,12 @@ pub enum Builtin {
     Stat,
     Read,
     Write,
+    /// The user's shell, with argv[1] as its command.
+    Shell,
+    Sftp,
+    Connect,
+    Listen,
+    Accept,
 }
 
 impl Builtin {
@@ -84,6 +91,11 @@ impl Builtin {
             "stat" => Self::Stat,
             "read" => Self::Read,
             "write" => Self::Write,
+            "shell" => Self::Shell,
+            "sftp" => Self::Sftp,
+            "connect" => Self::Connect,
+            "listen" => Self::Listen,
+            "accept" => Self::Accept,
             _ => return None,
         })
     }
@@ -97,6 +109,11 @@ impl Builtin {
             Self::Stat => "stat",
             Self::Read => "read",
             Self::Write => "write",
+            Self::Shell => "shell",
+            Self::Sftp => "sftp",
+            Self::Connect => "connect",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
         }
     }
 }
@@ -325,7 +342,7 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
         "clock" => map
             .required("realtime_ns", signed)
             .map(|realtime_ns| Request::Clock { realtime_ns }),
-        "configure" => configure(&map).map(Request::Configure),
+        "configure" => identity::configure(&map).map(Request::Configure),
         "freeze" => map
             .flag("unsynced")
             .map(|unsynced| Request::Freeze { sync: !unsynced }),
@@ -377,36 +394,6 @@ fn attach(map: &Map) -> Field<Attach> {
         job: map.required("job", number)?,
         stdout_received: map.offset("stdout_received")?,
         stderr_received: map.offset("stderr_received")?,
-    })
-}
-
-fn configure(map: &Map) -> Field<Configure> {
-    let hostname = map.optional("hostname", |v| {
-        // HOST_NAME_MAX of Linux; the characters are those of RFC 1123.
-        text(v).filter(|name| {
-            (1..=64).contains(&name.len())
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-        })
-    })?;
-    let entropy = map.optional("entropy", |v| match v {
-        ValueRef::Binary(bytes) if bytes.len() <= MAX_ENTROPY => Some(bytes.to_vec()),
-        _ => None,
-    })?;
-    // machine-id(5): 32 lower-case hexadecimal digits.
-    let machine_id = map.optional("machine_id", |v| {
-        text(v).filter(|id| {
-            id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    })?;
-    Ok(Configure {
-        hostname,
-        entropy,
-        machine_id,
-        realtime_ns: map.optional("realtime_ns", signed)?,
-        renew: map.flag("renew")?,
-        thaw: map.flag("thaw")?,
     })
 }
 
