@@ -27,7 +27,7 @@ from vmgr.agent import messages as m
 from vmgr.agent.execcheck import check_exec
 from vmgr.agent.failures import printable, to_error
 from vmgr.agent.frames import ProtocolViolation
-from vmgr.agent.job import CaptureSink, Completed, Job
+from vmgr.agent.job import CaptureSink, Completed, Job, Stream
 from vmgr.agent.keys import next_key
 from vmgr.agent.session import Session
 from vmgr.agent.wire import Wire
@@ -80,7 +80,7 @@ class AgentChannel:
         self._requests: dict[int, asyncio.Future[m.Message]] = {}
         self._asked: dict[int, m.Request] = {}
         self._sinks: dict[int, JobSink] = {}
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Stream] = {}
         self._pongs: deque[asyncio.Future[None]] = deque()
         self._keys = keys
         self._key = key
@@ -207,7 +207,7 @@ class AgentChannel:
             AgentError: no answer in time, or the channel is over.
         """
         check_exec(request)
-        return await self._start(request, sink)
+        return await self._start_job(request, sink)
 
     async def attach(
         self,
@@ -228,7 +228,7 @@ class AgentChannel:
             job=job, stdin_sent=stdin_sent, stdout_received=stdout_received,
             stderr_received=stderr_received,
         )  # fmt: skip
-        return await self._start(request, sink)
+        return await self._start_job(request, sink)
 
     async def run(
         self,
@@ -336,6 +336,26 @@ class AgentChannel:
         """Make the machine's network device what `network` says; whatever it was before is gone."""
         return await self._ask(network, m.Networked)
 
+    async def watch_ports(self) -> list[m.PortListener]:
+        """Who listens in the machine; from now on changes come as events (`ports`)."""
+        return m.listeners_of((await self._ask(m.WatchPorts(), m.Listening)).listening)
+
+    async def connect_to(
+        self, addresses: Sequence[bytes], port: int, sink: JobSink, *, datagrams: bool = False
+    ) -> Stream:
+        """Connect to one of the machine's ports; `sink` hears of it before this returns.
+
+        Args:
+            addresses: packed, tried in this order.
+            datagrams: UDP: each goes through the stream behind its length (two bytes,
+                little-endian).
+
+        Raises:
+            AgentError: nobody takes the connection, or the channel is over.
+        """
+        request = m.Connect(addresses=list(addresses), port=port, datagrams=datagrams)
+        return await self._start(request, sink)
+
     async def grow(self, *, deadline: float | None = None) -> int:
         """Grow the root file system to its disk; gives its size in bytes."""
         return (await self._ask(m.Grow(), m.Grown, deadline)).bytes
@@ -401,7 +421,12 @@ class AgentChannel:
         assert isinstance(reply, kind)  # noqa: S101 (the session decoded it as the request's reply)
         return reply
 
-    async def _start(self, request: m.ExecRequest | m.Attach, sink: JobSink) -> Job:
+    async def _start_job(self, request: m.ExecRequest | m.Attach, sink: JobSink) -> Job:
+        job = await self._start(request, sink)
+        assert isinstance(job, Job)  # noqa: S101 (the answer to these requests)
+        return job
+
+    async def _start(self, request: m.Request, sink: JobSink) -> Stream:
         number, _ = await self._request(request, None, sink)
         job = self._jobs.get(number)
         if job is None:
@@ -500,6 +525,8 @@ class AgentChannel:
         if sink is not None and isinstance(reply, m.Started | m.Attached):
             job = self._jobs[number] = Job(self, number, reply)
             sink.started(job)
+        elif sink is not None and isinstance(reply, m.Connected):
+            self._jobs[number] = Stream(self, number)
         if answer is not None and not answer.done():
             answer.set_result(reply)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, get_args
 
 from vmgr.api.models import SandboxLevel
 from vmgr.errors import UsageError
+from vmgr.machine.ports import PortRule
 from vmgr.machine.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -193,6 +194,14 @@ class Program(_Text):
         return value
 
 
+class Ports(_Text):
+    """On, off or a list of ports."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        return PortRule.parse(str(value)[:1_000]).text
+
+
 @dataclass(frozen=True)
 class Choice(_Text):
     """One of some words."""
@@ -252,6 +261,9 @@ _TABLE: Final = (
             "The most of this computer's memory that they may take, in percent"),
     Setting("pool.size", Count(0, 32), lambda: 0,
             "How many machines wait, running, for the next run of their kind"),
+    Setting("ports.auto", Ports(), lambda: "on",
+            "Ports on which something in a named machine listens appear on this computer's "
+            "loopback: on, off, or only those of a list like 8080,3000-3999,5353/udp"),
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),

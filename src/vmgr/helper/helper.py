@@ -121,6 +121,7 @@ class Helper:
         await self.watchers.finish(0)
         live = any(not machine.stopped.is_set() for machine in self.machines.all())
         await self.machines.let_go()
+        self.ports.close()
         self.templates.close()
         await self.network.close(keep=live)
         await self.executors.in_store(self.store.close)
