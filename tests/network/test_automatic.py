@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,13 @@ import pytest
 from tests.conftest import SMALL, Home, kill_and_wait
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.vm
+ALL = "0.0.0.0"  # noqa: S104 (in the machine)
 
-# TCP: answers when its client has half-closed. `reset`: resets instead. `many N`: N ports from PORT.
+# Answers when its client has half-closed. `reset`: resets it. `many N`: N ports from PORT.
 SERVE = """
 use IO::Socket::IP; $| = 1;
 my ($kind, $address, $port, $count) = @ARGV;
@@ -115,7 +116,7 @@ def own_address(world: Home) -> str:
     return world.vmgr("ip", "a").stdout.decode().strip()
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::", "::1"])
+@pytest.mark.parametrize("address", [ALL, "127.0.0.1", "::", "::1"])
 def test_what_listens_appears_and_goes(world: Home, address: str) -> None:
     port = free_port()
     with inside(world, SERVE, "tcp", address, port):
@@ -135,7 +136,7 @@ def test_what_listens_appears_and_goes(world: Home, address: str) -> None:
 
 def test_a_taken_number_is_told(world: Home) -> None:
     port = free_port()
-    with socket.create_server(("127.0.0.1", port)), inside(world, SERVE, "tcp", "0.0.0.0", port):
+    with socket.create_server(("127.0.0.1", port)), inside(world, SERVE, "tcp", ALL, port):
         event = wait_for(world, "port.opened", port)
         other = event["data"]["port"]
         assert other != port
@@ -148,7 +149,7 @@ def test_a_taken_number_is_told(world: Home) -> None:
         _taken.add(other)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
+@pytest.mark.parametrize("address", [ALL, "127.0.0.1"])
 def test_resets_pass_both_ways(world: Home, address: str) -> None:
     port, told = free_port(), free_port()
     with (
@@ -167,7 +168,7 @@ def test_resets_pass_both_ways(world: Home, address: str) -> None:
         assert read_line(p) == "client: Connection reset by peer"
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
+@pytest.mark.parametrize("address", [ALL, "127.0.0.1"])
 def test_datagrams_have_sessions(world: Home, address: str) -> None:
     port = free_port()
     with inside(world, ECHO, address, port):
@@ -188,7 +189,7 @@ def test_datagrams_have_sessions(world: Home, address: str) -> None:
 
 def test_a_port_that_was_asked_for_leads_in(world: Home) -> None:
     port, host_port = free_port(), free_port()
-    with inside(world, SERVE, "tcp", "0.0.0.0", port):
+    with inside(world, SERVE, "tcp", ALL, port):
         world.vmgr("port", "add", "a", f"{host_port}:{port}")
         assert ask("127.0.0.1", host_port) == "machine got: question"
         assert ask("::1", host_port) == "machine got: question"
@@ -200,7 +201,7 @@ def test_a_port_that_was_asked_for_leads_in(world: Home) -> None:
 def test_a_killed_helper_takes_up_its_ports(world: Home) -> None:
     port, private = free_port(), free_port()
     with (
-        inside(world, SERVE, "tcp", "0.0.0.0", port),
+        inside(world, SERVE, "tcp", ALL, port),
         inside(world, SERVE, "tcp", "127.0.0.1", private),
     ):
         wait_for(world, "port.opened", port)

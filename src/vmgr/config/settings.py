@@ -250,6 +250,9 @@ _TABLE: Final = (
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
     Setting("memory.overcommit", Count(1, 10_000), lambda: 100,
             "Memory that running machines may have together, in percent of this computer's"),
+    Setting("names.port", Count(0, 65_535), lambda: 5354,
+            "The port at 127.118.0.1 where this computer can ask for NAME.vmgr.internal; 0: none "
+            "(from the helper's next start)"),
     Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
             "What new named machines may reach: all, the internet alone, nothing"),
     Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",
