@@ -350,7 +350,7 @@ async def test_settings(host: Host) -> None:
         await places.settings(replace(host, config=Config.load(host.paths)))
 
 
-async def test_names_are_plugged_into_the_resolver_that_is_there(
+async def test_names_are_plugged_into_what_resolves(
     host: Host, tmp_path: Path
 ) -> None:
     assert "vmgr ip" in (await network.names(host)).summary

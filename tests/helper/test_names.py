@@ -51,7 +51,7 @@ async def test_over_both_protocols_until_closed() -> None:
     assert server.address is not None
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.setblocking(False)
+        client.settimeout(0)
         await loop.sock_connect(client, server.address)
         await loop.sock_sendall(client, question("web.vmgr.internal"))
         assert b"\x7f\x76\x00\x0a" in await asyncio.wait_for(loop.sock_recv(client, 4_096), 30)
