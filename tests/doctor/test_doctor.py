@@ -350,9 +350,7 @@ async def test_settings(host: Host) -> None:
         await places.settings(replace(host, config=Config.load(host.paths)))
 
 
-async def test_names_are_plugged_into_what_resolves(
-    host: Host, tmp_path: Path
-) -> None:
+async def test_names_are_plugged_into_what_resolves(host: Host, tmp_path: Path) -> None:
     assert "vmgr ip" in (await network.names(host)).summary
     write(host.etc / "NetworkManager/NetworkManager.conf", "")
     manager = await network.names(host)

@@ -187,12 +187,15 @@ def test_datagrams_have_sessions(world: Home, address: str) -> None:
     wait_for(world, "port.closed", port)
 
 
-def test_a_port_that_was_asked_for_leads_in(world: Home) -> None:
+@pytest.mark.parametrize("address", [ALL, "127.0.0.1"])
+def test_a_port_that_was_asked_for_leads_in(world: Home, address: str) -> None:
     port, host_port = free_port(), free_port()
-    with inside(world, SERVE, "tcp", ALL, port):
+    with inside(world, SERVE, "tcp", address, port):
+        wait_for(world, "port.opened", port)
         world.vmgr("port", "add", "a", f"{host_port}:{port}")
         assert ask("127.0.0.1", host_port) == "machine got: question"
         assert ask("::1", host_port) == "machine got: question"
+        wait_for(world, "port.closed", port)  # it need not be there twice
         world.vmgr("port", "rm", "a", f"{host_port}:{port}")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", host_port), timeout=60)

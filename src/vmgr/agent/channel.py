@@ -343,12 +343,11 @@ class AgentChannel:
     async def connect_to(
         self, addresses: Sequence[bytes], port: int, sink: JobSink, *, datagrams: bool = False
     ) -> Stream:
-        """Connect to one of the machine's ports; `sink` hears of it before this returns.
+        """Connect to one of the machine's ports.
 
         Args:
             addresses: packed, tried in this order.
-            datagrams: UDP: each goes through the stream behind its length (two bytes,
-                little-endian).
+            datagrams: UDP: each goes behind its length (two bytes, little-endian).
 
         Raises:
             AgentError: nobody takes the connection, or the channel is over.

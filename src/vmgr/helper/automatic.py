@@ -11,6 +11,7 @@ machine's own 127.0.0.1, machines on QEMU's network) goes through the agent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vmgr.helper.serving import Serving
     from vmgr.network.addresses import Identity
 
-__all__ = ["Automatic", "Target", "targets"]
+__all__ = ["Automatic", "Key", "Target", "targets"]
 
 _MOST: Final = 100  # ports of one machine
 _BURST: Final = 64  # changes at once, and then per second
@@ -112,6 +113,11 @@ class Automatic:
             state.work = self._helper.watchers.start(
                 self._work(machine, state), name=f"opening ports of {machine.name}"
             )
+
+    def again(self, machine: Machine) -> None:
+        """What was asked for by name has changed."""
+        if (state := self._followed.get(machine.row.id)) is not None:
+            self.heard(machine, state.known)
 
     def restarted(self) -> None:
         """A new switchboard serves nothing yet."""
@@ -193,6 +199,8 @@ class Automatic:
         assert row.number is not None  # noqa: S101 (given when it was made or found)
         identity = identity_of(row.id, row.number)
         wanted = targets(listeners, identity, direct=row.interface is not None)
+        private = {key for key, target in wanted.items() if target.address == AGENT}
+        await self._helper.ports.lead(machine, private)
         named = {(port.protocol, port.guest_port) for port in row.ports}
         wanted = {
             key: target
@@ -219,7 +227,9 @@ class Automatic:
         state.counted = now
         state.tokens -= 1
         if state.tokens < 0:
-            await asyncio.sleep(-state.tokens / _RATE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(-state.tokens / _RATE):
+                    await self._helper.stopping.wait()
 
     def _limit(self, machine: Machine, state: _Followed) -> None:
         if not state.limited:

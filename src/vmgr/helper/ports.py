@@ -22,7 +22,7 @@ from vmgr.errors import (
     UsageError,
     VmgrError,
 )
-from vmgr.helper.automatic import Automatic
+from vmgr.helper.automatic import Automatic, Key
 from vmgr.helper.serving import AGENT, Serving, bound
 from vmgr.network import identity_of
 from vmgr.switchboard.messages import Forward
@@ -52,13 +52,15 @@ class Ports:
         self._helper = helper
         self._serving = Serving(helper.network)
         self.automatic = Automatic(helper, self._serving)
+        self._private: dict[str, set[Key]] = {}
+        """By machine: ports on whose 127.0.0.1 alone something listens."""
 
     async def list(self, machine: Machine) -> list[PortForward]:
         """A machine's ports, and whether each is served now."""
         served = await self._serving.served()
         return [
             *(
-                msgspec.structs.replace(port, open=_forwards(machine, port)[0] in served)
+                msgspec.structs.replace(port, open=self._forwards(machine, port)[0] in served)
                 for port in machine.row.ports
             ),
             *machine.automatic,
@@ -66,11 +68,35 @@ class Ports:
 
     def explicit(self, machine: Machine) -> set[Forward]:
         """What is served, or would be, because it was asked for."""
-        return {forward for port in machine.row.ports for forward in _forwards(machine, port)}
+        return {forward for port in machine.row.ports for forward in self._forwards(machine, port)}
+
+    async def lead(self, machine: Machine, private: set[Key]) -> None:
+        """Have the ports that were asked for lead to where something listens.
+
+        Args:
+            private: what is listened on so that only a program in the machine reaches it.
+        """
+        before = self._private.get(machine.row.id, set())
+        if machine.row.interface is None or private == before:
+            return
+        async with machine.lock:
+            for port in machine.row.ports:
+                key = (port.protocol, port.guest_port)
+                if (key in private) is (key in before) or machine.stopped.is_set():
+                    continue
+                for forward in self._forwards(machine, port):
+                    await self._serving.unserve(forward)
+                self._private.setdefault(machine.row.id, set()).symmetric_difference_update({key})
+                try:
+                    await self._open(machine, port, told=False)
+                except VmgrError as error:
+                    log.warning("machine %s: %s", machine.name, error)
+            self._private[machine.row.id] = private
 
     def ended(self, machine: Machine) -> None:
         """A machine has ended."""
         self.automatic.ended(machine)
+        self._private.pop(machine.row.id, None)
         self._serving.ended(machine.row.id)
 
     def close(self) -> None:
@@ -102,6 +128,7 @@ class Ports:
             if is_open:
                 await self._open(machine, port)
             await machine.save(ports=[*machine.row.ports, port])
+        self.automatic.again(machine)  # it need not appear under another number as well
         return msgspec.structs.replace(port, open=is_open)
 
     async def remove(self, machine: Machine, port: PortForward) -> None:
@@ -119,8 +146,9 @@ class Ports:
                 )
             kept = [known for known in machine.row.ports if known not in found]
             await machine.save(ports=kept)
-            for forward in _forwards(machine, found[0]):
+            for forward in self._forwards(machine, found[0]):
                 await self._serving.unserve(forward)
+        self.automatic.again(machine)
 
     async def open_all(self, machine: Machine) -> None:
         """Open the ports of a machine that starts; failures are told."""
@@ -128,7 +156,7 @@ class Ports:
             return
         served = await self._serving.served()
         for port in machine.row.ports:
-            if _forwards(machine, port)[0] in served:
+            if self._forwards(machine, port)[0] in served:
                 continue
             try:
                 await self._open(machine, port)
@@ -158,8 +186,8 @@ class Ports:
             except VmgrError as error:  # it went again: the next one comes here too
                 log.warning("machine %s: %s", machine.name, error)
 
-    async def _open(self, machine: Machine, port: PortForward) -> None:
-        for number, forward in enumerate(_forwards(machine, port)):
+    async def _open(self, machine: Machine, port: PortForward, *, told: bool = True) -> None:
+        for number, forward in enumerate(self._forwards(machine, port)):
             try:
                 sock = self._helper.doorbell.take(_place(forward)) or bound(forward)
             except OSError as error:
@@ -167,10 +195,31 @@ class Ports:
                     continue
                 raise _refused(forward, error) from error
             await self._serving.serve(machine, forward, sock, _INSIDE)
-        self._helper.events.publish(
-            "port.opened", machine.name, address=port.address, port=port.host_port,
-            guest_port=port.guest_port, protocol=port.protocol,
-        )  # fmt: skip
+        if told:
+            self._helper.events.publish(
+                "port.opened", machine.name, address=port.address, port=port.host_port,
+                guest_port=port.guest_port, protocol=port.protocol,
+            )  # fmt: skip
+
+    def _forwards(self, machine: Machine, port: PortForward) -> tuple[Forward, ...]:
+        """What is to be served for a port; the first must be, others where they can be."""
+        assert machine.row.number is not None  # noqa: S101 (given when it was made or found)
+        target = AGENT
+        private = self._private.get(machine.row.id, set())
+        if machine.row.interface is not None and (port.protocol, port.guest_port) not in private:
+            target = str(identity_of(machine.row.id, machine.row.number).address4)
+        hosts = [port.address, *(["::1"] if port.address == "127.0.0.1" else [])]
+        return tuple(
+            Forward(
+                machine=machine.row.id,
+                protocol=port.protocol,
+                host=host,
+                host_port=port.host_port,
+                target=target,
+                target_port=port.guest_port,
+            )
+            for host in hosts
+        )
 
 
 def _place(forward: Forward) -> Forward:
@@ -203,26 +252,6 @@ def _same(one: PortForward, other: PortForward) -> bool:
         return (port.address, port.host_port, port.protocol)
 
     return key(one) == key(other)
-
-
-def _forwards(machine: Machine, port: PortForward) -> list[Forward]:
-    """What is to be served for a port; the first must be, others where they can be."""
-    assert machine.row.number is not None  # noqa: S101 (given when it was made or found)
-    target = AGENT
-    if machine.row.interface is not None:
-        target = str(identity_of(machine.row.id, machine.row.number).address4)
-    hosts = [port.address, *(["::1"] if port.address == "127.0.0.1" else [])]
-    return [
-        Forward(
-            machine=machine.row.id,
-            protocol=port.protocol,
-            host=host,
-            host_port=port.host_port,
-            target=target,
-            target_port=port.guest_port,
-        )
-        for host in hosts
-    ]
 
 
 def _refused(forward: Forward, error: OSError) -> VmgrError:
