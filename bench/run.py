@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import boot
 import forwarding
 import helper
+import ports
 import roundtrip
 import sandbox
 import saved
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "exec": roundtrip.measure,
     "forwarding": forwarding.measure,
     "helper": helper.measure,
+    "ports": ports.measure,
     "sandbox": sandbox.measure,
     "saved": saved.measure,
     "ssh": ssh.measure,

@@ -20,6 +20,10 @@ pub enum Source {
     Stderr(u64),
     /// The answer of a forked task.
     Task(u64),
+    /// The kernel's word on who listens.
+    Ports,
+    /// A connection to one of the machine's ports.
+    Connection(u64),
 }
 
 impl Source {
@@ -34,6 +38,8 @@ impl Source {
             Self::Stdout(job) => (6, job),
             Self::Stderr(job) => (7, job),
             Self::Task(task) => (8, task),
+            Self::Ports => (9, 0),
+            Self::Connection(number) => (10, number),
         };
         number << 4 | kind
     }
@@ -50,6 +56,8 @@ impl Source {
             6 => Self::Stdout(number),
             7 => Self::Stderr(number),
             8 => Self::Task(number),
+            9 => Self::Ports,
+            10 => Self::Connection(number),
             _ => return None,
         })
     }
@@ -70,6 +78,10 @@ pub enum Timer {
     FindButton,
     /// The next step of powering off.
     Power,
+    /// Time to look who listens.
+    Ports,
+    /// Time to ask the kernel for its word on that.
+    Trigger,
 }
 
 /// epoll and the deadlines.
@@ -92,7 +104,7 @@ impl EventLoop {
     /// Watch `fd`. It stops being watched when its last copy is closed.
     pub fn watch(&self, fd: impl AsFd, source: Source) -> Result<(), Errno> {
         let direction = match source {
-            Source::Port => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Source::Port | Source::Connection(_) => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
             Source::Stdin(_) => EpollFlags::EPOLLOUT,
             _ => EpollFlags::EPOLLIN,
         };
@@ -163,6 +175,8 @@ mod tests {
             Source::Stdout(1 << 40),
             Source::Stderr(4),
             Source::Task(5),
+            Source::Ports,
+            Source::Connection(6),
         ] {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }

@@ -232,6 +232,13 @@ impl Input {
         self.waiting.as_slices().0
     }
 
+    /// Take the next datagram: its length in two bytes, then itself. None: it is not all there.
+    pub fn take_datagram(&mut self) -> Option<Vec<u8>> {
+        let (&low, &high) = (self.waiting.front()?, self.waiting.get(1)?);
+        let end = 2 + usize::from(u16::from_le_bytes([low, high]));
+        (self.waiting.len() >= end).then(|| self.waiting.drain(..end).skip(2).collect())
+    }
+
     /// `count` bytes of `front` were written.
     pub fn wrote(&mut self, count: usize) {
         self.waiting.drain(..count);

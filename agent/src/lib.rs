@@ -4,13 +4,16 @@
 //! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
 //! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
 //! - Saving a machine and coming back from it: [`still`].
-//! - The machine's network: [`network`], [`netlink`].
+//! - The machine's network: [`network`], [`netlink`], [`listeners`], [`ports`].
+//! - Connections to its ports: [`connection`], [`connections`].
 //! - Programs of its own: [`builtins`].
 //! - Being the machine's first process: [`boot`].
 pub mod account;
 pub mod boot;
 pub mod builtins;
 pub mod children;
+pub mod connection;
+pub mod connections;
 pub mod error;
 pub mod event_loop;
 pub mod filesystem;
@@ -18,12 +21,14 @@ pub mod flow;
 pub mod frame;
 pub mod job;
 pub mod launch;
+pub mod listeners;
 pub mod machine;
 pub mod mounts;
 pub mod netlink;
 pub mod network;
 pub mod outbox;
 pub mod port;
+pub mod ports;
 pub mod power;
 pub mod pty;
 pub mod receiver;

@@ -81,7 +81,10 @@ impl Machine {
             ("init", self.init.as_str().into()),
             ("uptime_ns", self.uptime_ns().into()),
             ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
-            ("features", Value::Array(vec!["still".into()])),
+            (
+                "features",
+                Value::Array(vec!["still".into(), "ports".into()]),
+            ),
             ("jobs", jobs),
         ]
     }

@@ -80,6 +80,12 @@ impl Power {
         matches!(self.role, Role::Init)
     }
 
+    /// Whether what is served is a machine, and the kernel ours to ask.
+    #[must_use]
+    pub fn has_machine(&self) -> bool {
+        !matches!(self.role, Role::Process)
+    }
+
     /// Whether the loop is to end.
     #[must_use]
     pub fn is_over(&self) -> bool {

@@ -91,6 +91,8 @@ impl Server {
                     ("resolver", done.resolver.into()),
                 ]))
             }
+            Request::Ports => self.watch_ports().map(Some),
+            Request::Connect(to) => self.connect(channel, to).map(|()| None),
             Request::Grow => {
                 let root = self.ground.root;
                 self.start_task(channel, move || filesystem::grow(root).map(Some))
@@ -289,6 +291,9 @@ impl Server {
         };
         let channel = task.channel;
         self.tasks.remove(&number);
+        if self.trigger_prepared(number, verdict.as_ref().map(drop)) {
+            return;
+        }
         let Some(channel) = channel else { return };
         self.channels.remove(&channel);
         match verdict {

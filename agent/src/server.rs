@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 
+use crate::connections::Connections;
 use crate::event_loop::{EventLoop, Source, Timer};
 use crate::frame::{Header, Kind, STDERR, STDIN, STDOUT, Violation};
 use crate::job::{Job, Phase};
@@ -16,6 +17,7 @@ use crate::launch::Ground;
 use crate::machine::Machine;
 use crate::outbox::{MAX_QUEUED, Outbox};
 use crate::port::{CHUNK, Port, Read};
+use crate::ports::Ports;
 use crate::power::Power;
 use crate::receiver::{Incoming, Patience, Receiver};
 use crate::requests::MAX_LIVE;
@@ -47,6 +49,7 @@ const MAX_ENDED: usize = 64;
 pub(crate) enum Target {
     Job(u64),
     Task(u64),
+    Connection(u64),
 }
 
 /// The agent.
@@ -58,6 +61,8 @@ pub struct Server {
     pub(crate) out: Outbox,
     pub(crate) jobs: BTreeMap<u64, Job>,
     pub(crate) tasks: BTreeMap<u64, Task>,
+    pub(crate) connections: Connections,
+    pub(crate) ports: Ports,
     pub(crate) channels: BTreeMap<u32, Target>,
     pub(crate) last_number: u64,
     signals: SignalFd,
@@ -69,7 +74,7 @@ pub struct Server {
     stalled: bool,
     /// The job and flow that sent last.
     turn: (u64, u8),
-    scratch: Vec<u8>,
+    pub(crate) scratch: Vec<u8>,
 }
 
 impl Server {
@@ -91,6 +96,8 @@ impl Server {
             out: Outbox::default(),
             jobs: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            connections: Connections::default(),
+            ports: Ports::default(),
             channels: BTreeMap::new(),
             last_number: 0,
             signals,
@@ -117,6 +124,7 @@ impl Server {
             }
             self.read_port();
             self.pump_jobs();
+            self.pump_connections();
             self.write_port();
         }
         for job in self.jobs.values() {
@@ -128,9 +136,8 @@ impl Server {
 
     fn is_busy(&self) -> bool {
         let reads = !self.stalled && self.port.can_read();
-        let writes =
-            self.port.can_write() && (!self.out.is_empty() || self.next_sender().is_some());
-        reads || writes || self.jobs.values().any(Job::is_busy)
+        let writes = self.port.can_write() && (!self.out.is_empty() || self.has_data());
+        reads || writes || self.connections.is_busy() || self.jobs.values().any(Job::is_busy)
     }
 
     fn on_event(&mut self, source: Source) {
@@ -144,6 +151,8 @@ impl Server {
             Source::Stdout(job) => self.on_ready(job, STDOUT),
             Source::Stderr(job) => self.on_ready(job, STDERR),
             Source::Task(task) => self.on_task(task),
+            Source::Ports => self.on_ports(),
+            Source::Connection(number) => self.on_connection(number),
         }
     }
 
@@ -172,6 +181,8 @@ impl Server {
             }
             Timer::FindButton => self.find_power_button(),
             Timer::Power => self.power_advance(),
+            Timer::Ports => self.look_at_ports(),
+            Timer::Trigger => self.prepare_trigger(),
         }
     }
 
@@ -341,6 +352,8 @@ impl Server {
         for task in self.tasks.values_mut() {
             task.channel = None;
         }
+        self.connections.clear();
+        self.forget_ports();
         self.event_loop.set(Timer::Orphans, ORPHANED);
     }
 
@@ -376,6 +389,7 @@ impl Server {
                 }
                 return Ok(());
             }
+            Target::Connection(number) => return self.connection_frame(number, header, payload),
             Target::Task(_) => return Err(Violation("a stream on a request that has none")),
         };
         let Some(job) = self.jobs.get_mut(&number) else {
@@ -536,10 +550,18 @@ impl Server {
         }
     }
 
+    fn has_data(&self) -> bool {
+        self.next_sender().is_some() || self.connections.has_data()
+    }
+
     /// Put DATA into the outbox, one frame of each flow in turn.
     fn fill(&mut self) {
         while self.out.len() < DATA_QUEUED {
+            let connected = self.connections.fill(&mut self.out);
             let Some((number, flow)) = self.next_sender() else {
+                if connected {
+                    continue;
+                }
                 break;
             };
             self.turn = (number, flow);
@@ -554,6 +576,7 @@ impl Server {
             }
         }
         self.settle_jobs();
+        self.settle_connections();
     }
 
     /// Whose turn it is: the first flow after the last one that may send.

@@ -8,6 +8,7 @@ mod networks;
 
 use rmpv::{Value, ValueRef, decode, encode};
 
+use crate::connection::Connect;
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
 use crate::network::Network;
@@ -57,6 +58,8 @@ pub enum Request {
     },
     Thaw,
     Network(Network),
+    Ports,
+    Connect(Connect),
     Grow,
     PowerOff {
         reboot: bool,
@@ -348,6 +351,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
             .map(|unsynced| Request::Freeze { sync: !unsynced }),
         "thaw" => Ok(Request::Thaw),
         "network" => networks::network(&map).map(Request::Network),
+        "ports" => Ok(Request::Ports),
+        "connect" => networks::connect(&map).map(Request::Connect),
         "grow" => Ok(Request::Grow),
         "poweroff" => power_off(&map),
         "sync" => Ok(Request::Sync),

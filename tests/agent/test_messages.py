@@ -15,7 +15,7 @@ from .peer import hello_map, pack, unpack
 
 KINDS: list[type[m.Message]] = [
     m.AgentHello, m.Started, m.Attached, m.JobList, m.JobExit, m.Failure, m.AgentEvent, m.Clocked,
-    m.Grown, m.Empty,
+    m.Grown, m.Empty, m.Listening, m.Connected,
 ]  # fmt: skip
 
 
@@ -114,3 +114,22 @@ def test_maps_of_the_right_keys_with_any_values_decode_or_are_a_violation(
     value = data.draw(st.dictionaries(st.sampled_from(names), _any))
     with contextlib.suppress(ProtocolViolation):
         assert isinstance(m.decode(pack(value), kind), kind)
+
+
+def test_who_listens_is_read_as_far_as_it_makes_sense() -> None:
+    raw = [
+        bytes([6, 80, 0, 0, 127, 0, 0, 1]),
+        bytes([17, 0x39, 0x30, 1, *[0] * 16]),
+        bytes([6, 0, 0, 0, 127, 0, 0, 1]),  # no port
+        bytes([1, 80, 0, 0, 127, 0, 0, 1]),  # no protocol of ours
+        bytes([6, 80, 0, 0, 127, 0, 0, 1, 9]),  # no address
+    ]
+    one, two = m.listeners_of(raw)
+    assert (one.protocol, one.port, str(one.address), one.only6) == ("tcp", 80, "127.0.0.1", False)
+    assert (two.protocol, two.port, str(two.address), two.only6) == ("udp", 12_345, "::", True)
+
+
+@pytest.mark.parametrize("listening", [[b"x" * 8] * 513, [b"x" * 7], [b"x" * 21], ["x"], 5])
+def test_who_listens_is_bounded(listening: object) -> None:
+    with pytest.raises(ProtocolViolation):
+        m.decode(msgspec.msgpack.encode({"event": "ports", "listening": listening}), m.AgentEvent)

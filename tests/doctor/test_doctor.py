@@ -13,7 +13,7 @@ import pytest
 
 from vmgr.config import Config
 from vmgr.config.settings import SETTINGS
-from vmgr.doctor import examine, kernel, places, programs
+from vmgr.doctor import examine, kernel, network, places, programs
 from vmgr.doctor.examine import CHECKS, conduct
 from vmgr.doctor.host import Host, good
 from vmgr.errors import StateError, UnsupportedError
@@ -348,3 +348,22 @@ async def test_settings(host: Host) -> None:
     write(host.paths.config_file, "[machine]\ncpus = 0\n")
     with pytest.raises(StateError):
         await places.settings(replace(host, config=Config.load(host.paths)))
+
+
+async def test_names_are_plugged_into_what_resolves(host: Host, tmp_path: Path) -> None:
+    assert "vmgr ip" in (await network.names(host)).summary
+    write(host.etc / "NetworkManager/NetworkManager.conf", "")
+    manager = await network.names(host)
+    assert manager.status == "ok"
+    assert manager.fix is not None
+    assert "server=/vmgr.internal/127.118.0.1#5354" in manager.fix
+    write(host.etc / "resolv.conf", "nameserver 127.0.0.53\n")
+    resolved = await network.names(host)
+    assert resolved.fix is not None
+    made, _, rest = resolved.fix.partition(" && ")
+    assert made.endswith("mkdir -p /etc/systemd/resolved.conf.d")
+    written = carry_out(rest, tmp_path)
+    assert written.startswith("[Resolve]\nDNS=127.118.0.1:5354\nDomains=~vmgr.internal\n")
+    write(host.etc / "systemd/resolved.conf.d/vmgr.conf", written)
+    done = await network.names(host)
+    assert (done.fix, "resolves" in done.summary) == (None, True)

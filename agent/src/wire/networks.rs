@@ -1,10 +1,11 @@
 //! Reading what the network is to be.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rmpv::ValueRef;
 
 use super::{BadField, Field, Map, list, number, text};
+use crate::connection::Connect;
 use crate::network::{Interface, Network};
 
 /// The fields of `network`.
@@ -49,6 +50,23 @@ pub fn network(map: &Map) -> Field<Network> {
         return Err(BadField("network"));
     }
     Ok(network)
+}
+
+/// The fields of `connect`.
+pub fn connect(map: &Map) -> Field<Connect> {
+    const MOST: usize = 8;
+    let port = map.required("port", |v| u16::try_from(number(v)?).ok())?;
+    let addresses = map.required("addresses", |v| list(v, address))?;
+    if addresses.is_empty() || addresses.len() > MOST || port == 0 {
+        return Err(BadField("addresses"));
+    }
+    Ok(Connect {
+        addresses: addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, port))
+            .collect(),
+        datagrams: map.flag("datagrams")?,
+    })
 }
 
 /// An address: 4 or 16 bytes.

@@ -6,7 +6,7 @@ the event loop.
 
 from vmgr.agent.channel import AgentChannel
 from vmgr.agent.flows import CreditError
-from vmgr.agent.job import Completed, Job, JobSink
+from vmgr.agent.job import Completed, Job, JobSink, Stream
 from vmgr.agent.keys import FIRST_KEY, KeyStore, MemoryKeyStore
 from vmgr.agent.messages import (
     AgentEvent,
@@ -15,7 +15,9 @@ from vmgr.agent.messages import (
     JobExit,
     JobRecord,
     Network,
+    PortListener,
     TerminalSize,
+    listeners_of,
 )
 
 __all__ = [
@@ -33,5 +35,8 @@ __all__ = [
     "KeyStore",
     "MemoryKeyStore",
     "Network",
+    "PortListener",
+    "Stream",
     "TerminalSize",
+    "listeners_of",
 ]

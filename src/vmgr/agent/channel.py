@@ -27,8 +27,9 @@ from vmgr.agent import messages as m
 from vmgr.agent.execcheck import check_exec
 from vmgr.agent.failures import printable, to_error
 from vmgr.agent.frames import ProtocolViolation
-from vmgr.agent.job import CaptureSink, Completed, Job
+from vmgr.agent.job import CaptureSink, Completed, Job, Stream
 from vmgr.agent.keys import next_key
+from vmgr.agent.requests import MachineRequests
 from vmgr.agent.session import Session
 from vmgr.agent.wire import Wire
 from vmgr.errors import AgentError, VmgrError
@@ -52,7 +53,7 @@ _CLOSE_DEADLINE: Final = 5.0
 _M = TypeVar("_M", bound=m.Message)
 
 
-class AgentChannel:
+class AgentChannel(MachineRequests):
     """One connection to one machine's agent. Made by `connect`; ended by `close`."""
 
     def __init__(
@@ -80,7 +81,7 @@ class AgentChannel:
         self._requests: dict[int, asyncio.Future[m.Message]] = {}
         self._asked: dict[int, m.Request] = {}
         self._sinks: dict[int, JobSink] = {}
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Stream] = {}
         self._pongs: deque[asyncio.Future[None]] = deque()
         self._keys = keys
         self._key = key
@@ -207,7 +208,7 @@ class AgentChannel:
             AgentError: no answer in time, or the channel is over.
         """
         check_exec(request)
-        return await self._start(request, sink)
+        return await self._start_job(request, sink)
 
     async def attach(
         self,
@@ -228,7 +229,7 @@ class AgentChannel:
             job=job, stdin_sent=stdin_sent, stdout_received=stdout_received,
             stderr_received=stderr_received,
         )  # fmt: skip
-        return await self._start(request, sink)
+        return await self._start_job(request, sink)
 
     async def run(
         self,
@@ -287,71 +288,24 @@ class AgentChannel:
 
     # -- the machine -------------------------------------------------------------------------------
 
-    async def clock(self, realtime_ns: int) -> int:
-        """Set the machine's clock (Unix nanoseconds); gives how far it moved, in nanoseconds."""
-        return (await self._ask(m.Clock(realtime_ns=realtime_ns), m.Clocked)).stepped_ns
+    async def watch_ports(self) -> list[m.PortListener]:
+        """Who listens in the machine; from now on changes come as events (`ports`)."""
+        return m.listeners_of((await self._ask(m.WatchPorts(), m.Listening)).listening)
 
-    async def configure(
-        self,
-        *,
-        hostname: str | None = None,
-        entropy: bytes | None = None,
-        machine_id: str | None = None,
-        realtime_ns: int | None = None,
-        renew: bool = False,
-        thaw: bool = False,
-    ) -> m.Configured:
-        """Tell a fresh machine who it is.
+    async def connect_to(
+        self, addresses: Sequence[bytes], port: int, sink: JobSink, *, datagrams: bool = False
+    ) -> Stream:
+        """Connect to one of the machine's ports.
 
         Args:
-            hostname: its name.
-            entropy: at most 512 bytes that reseed its kernel.
-            machine_id: see machine-id(5).
-            realtime_ns: Unix nanoseconds; sets its clock.
-            renew: replace the random seed it keeps for its next boot; remove SSH host keys.
-            thaw: let processes that `freeze` held go on, when the rest is done.
-        """
-        request = m.Configure(
-            hostname=hostname, entropy=entropy, machine_id=machine_id, realtime_ns=realtime_ns,
-            renew=renew, thaw=thaw,
-        )  # fmt: skip
-        return await self._ask(request, m.Configured)
-
-    async def freeze(self, *, sync: bool = True, deadline: float | None = None) -> None:
-        """Hold every process but the agent and write everything to the machine's disks.
-
-        Args:
-            sync: False leaves what is in memory there, which is faster.
+            addresses: packed, tried in this order.
+            datagrams: UDP: each goes behind its length (two bytes, little-endian).
 
         Raises:
-            AgentError: not all could be held; then nothing is.
+            AgentError: nobody takes the connection, or the channel is over.
         """
-        await self._ask(m.Freeze(unsynced=not sync), m.Empty, deadline)
-
-    async def thaw(self) -> None:
-        """Let processes that `freeze` held go on."""
-        await self._ask(m.Thaw(), m.Empty)
-
-    async def network(self, network: m.Network) -> m.Networked:
-        """Make the machine's network device what `network` says; whatever it was before is gone."""
-        return await self._ask(network, m.Networked)
-
-    async def grow(self, *, deadline: float | None = None) -> int:
-        """Grow the root file system to its disk; gives its size in bytes."""
-        return (await self._ask(m.Grow(), m.Grown, deadline)).bytes
-
-    async def poweroff(self, *, reboot: bool = False, grace: float = 10.0) -> None:
-        """Begin an orderly power-off; answered before it begins.
-
-        Args:
-            reboot: start again after it.
-            grace: seconds that processes get before they are killed.
-        """
-        await self._ask(m.PowerOff(reboot=reboot, grace_ms=round(grace * 1000)), m.Empty)
-
-    async def sync(self, *, deadline: float | None = None) -> None:
-        """Write everything to the machine's disks."""
-        await self._ask(m.Sync(), m.Empty, deadline)
+        request = m.Connect(addresses=list(addresses), port=port, datagrams=datagrams)
+        return await self._start(request, sink)
 
     async def ping(self) -> None:
         """One round trip.
@@ -401,7 +355,12 @@ class AgentChannel:
         assert isinstance(reply, kind)  # noqa: S101 (the session decoded it as the request's reply)
         return reply
 
-    async def _start(self, request: m.ExecRequest | m.Attach, sink: JobSink) -> Job:
+    async def _start_job(self, request: m.ExecRequest | m.Attach, sink: JobSink) -> Job:
+        job = await self._start(request, sink)
+        assert isinstance(job, Job)  # noqa: S101 (the answer to these requests)
+        return job
+
+    async def _start(self, request: m.Request, sink: JobSink) -> Stream:
         number, _ = await self._request(request, None, sink)
         job = self._jobs.get(number)
         if job is None:
@@ -500,6 +459,8 @@ class AgentChannel:
         if sink is not None and isinstance(reply, m.Started | m.Attached):
             job = self._jobs[number] = Job(self, number, reply)
             sink.started(job)
+        elif sink is not None and isinstance(reply, m.Connected):
+            self._jobs[number] = Stream(self, number)
         if answer is not None and not answer.done():
             answer.set_result(reply)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmgr.agent.messages import Started
     from vmgr.errors import VmgrError
 
-__all__ = ["CaptureSink", "Completed", "Job", "JobSink"]
+__all__ = ["CaptureSink", "Completed", "Job", "JobSink", "Stream"]
 
 
 class JobSink(Protocol):
@@ -48,19 +48,12 @@ class JobSink(Protocol):
         """The stream is over; the job may still run."""
 
 
-class Job:
-    """A running job that this channel is attached to."""
+class Stream:
+    """Bytes to and from something in the machine: `stdin` towards it, `stdout` from it."""
 
-    def __init__(self, channel: AgentChannel, number: int, reply: Started | Attached) -> None:
+    def __init__(self, channel: AgentChannel, number: int) -> None:
         self._channel = channel
         self._number = number
-        self.id = reply.job
-        """Unique within a boot of the machine."""
-        self.pid = reply.pid
-        start = reply if isinstance(reply, Attached) else Attached(job=reply.job, pid=reply.pid)
-        self.stdin_received = start.stdin_received
-        self.stdout_from = start.stdout_from
-        self.stderr_from = start.stderr_from
 
     @property
     def stdin_room(self) -> int:
@@ -93,6 +86,26 @@ class Job:
         self._channel.session.grant(self._number, flow, acked, limit)
         self._channel.flush()
 
+    def close(self) -> None:
+        """The end: after `exit` the receipt, its record goes; a job that runs goes on, detached."""
+        self._channel.release(self._number)
+        self._channel.session.close(self._number)
+        self._channel.flush()
+
+
+class Job(Stream):
+    """A running job that this channel is attached to."""
+
+    def __init__(self, channel: AgentChannel, number: int, reply: Started | Attached) -> None:
+        super().__init__(channel, number)
+        self.id = reply.job
+        """Unique within a boot of the machine."""
+        self.pid = reply.pid
+        start = reply if isinstance(reply, Attached) else Attached(job=reply.job, pid=reply.pid)
+        self.stdin_received = start.stdin_received
+        self.stdout_from = start.stdout_from
+        self.stderr_from = start.stderr_from
+
     def signal(self, number: int) -> None:
         """Signal the job's process group; on a terminal its foreground group."""
         self._channel.session.control(self._number, {"signal": number})
@@ -114,12 +127,6 @@ class Job:
     def detach(self) -> None:
         """Let the job go on without a consumer. Its sink hears nothing more."""
         self.close()
-
-    def close(self) -> None:
-        """After `exit`: the receipt, its record goes. Before: the same as `detach`."""
-        self._channel.release(self._number)
-        self._channel.session.close(self._number)
-        self._channel.flush()
 
 
 @dataclass(frozen=True)

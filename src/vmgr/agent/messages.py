@@ -7,13 +7,18 @@ fields.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+import ipaddress
+import struct
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from vmgr.agent.frames import ProtocolViolation
 from vmgr.agent.shape import check_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "AgentEvent",
@@ -23,6 +28,8 @@ __all__ = [
     "Clock",
     "Clocked",
     "Configure",
+    "Connect",
+    "Connected",
     "Dropped",
     "Empty",
     "ExecRequest",
@@ -36,8 +43,10 @@ __all__ = [
     "JobList",
     "JobRecord",
     "Jobs",
+    "Listening",
     "Network",
     "Networked",
+    "PortListener",
     "PowerOff",
     "Request",
     "Resize",
@@ -46,8 +55,10 @@ __all__ = [
     "Sync",
     "TerminalSize",
     "Thaw",
+    "WatchPorts",
     "decode",
     "encode",
+    "listeners_of",
 ]
 
 MAX_JOBS: Final = 256
@@ -121,12 +132,48 @@ class Failure(Message, frozen=True):
     errno: Annotated[int, Meta(ge=0, le=4095)] | None = None
 
 
+_LISTENER: Final = struct.Struct("<BHB")
+MAX_LISTENERS: Final = 512
+
+Listeners = Annotated[
+    list[Annotated[bytes, Meta(min_length=8, max_length=20)]], Meta(max_length=MAX_LISTENERS)
+]
+
+
+class PortListener(NamedTuple):
+    """A socket in the machine that waits for connections or datagrams."""
+
+    protocol: Literal["tcp", "udp"]
+    port: int
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    only6: bool
+    """It is `::` and takes no IPv4."""
+
+    @classmethod
+    def read(cls, raw: bytes) -> PortListener | None:
+        """As the agent writes it; None for what is none of ours."""
+        number, port, flags = _LISTENER.unpack_from(raw)
+        address = raw[_LISTENER.size :]
+        if number not in _PROTOCOLS or not port or len(address) not in {4, 16}:
+            return None
+        return cls(_PROTOCOLS[number], port, ipaddress.ip_address(address), bool(flags & 1))
+
+
+def listeners_of(raw: Sequence[bytes]) -> list[PortListener]:
+    """What the agent says of who listens, as far as it makes sense."""
+    return [found for one in raw if (found := PortListener.read(one)) is not None]
+
+
+_PROTOCOLS: Final[dict[int, Literal["tcp", "udp"]]] = {6: "tcp", 17: "udp"}  # IANA's
+
+
 class AgentEvent(Message, frozen=True):
     """Payload of EVENT."""
 
     event: Short
     result: JobExit | None = None
     count: Natural | None = None
+    listening: Listeners | None = None
 
 
 class Empty(Message, frozen=True):
@@ -176,6 +223,16 @@ class Networked(Message, frozen=True):
     interface: Short = ""
     resolver: bool = False
     """Whether /etc/resolv.conf says what was asked; False where the machine keeps its own."""
+
+
+class Listening(Message, frozen=True):
+    """The sockets that wait now; changes come as events."""
+
+    listening: Listeners = field(default_factory=list)
+
+
+class Connected(Message, frozen=True):
+    """A connection to one of the machine's ports was made."""
 
 
 class Grown(Message, frozen=True):
@@ -313,6 +370,24 @@ class Network(Request, frozen=True, kw_only=True, tag="network"):
     mtu: int | None = None
     resolvers: list[bytes] = field(default_factory=list)
     search: list[str] = field(default_factory=list)
+
+
+class WatchPorts(Request, frozen=True, kw_only=True, tag="ports"):
+    """Tell who listens in the machine, now and whenever it changes, until the session ends."""
+
+    reply: ClassVar[type[Message]] = Listening
+
+
+class Connect(Request, frozen=True, kw_only=True, tag="connect"):
+    """Connect to a port of the machine, as a program in it would."""
+
+    reply: ClassVar[type[Message]] = Connected
+    stream: ClassVar[bool] = True
+
+    addresses: list[bytes]
+    """Packed; tried in this order."""
+    port: int
+    datagrams: bool = False
 
 
 class Grow(Request, frozen=True, kw_only=True, tag="grow"):

@@ -153,6 +153,9 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     """What it may reach: everything, the internet alone (not this computer, its LAN or other
     machines), or nothing; None: as configured, and `internet` for an ephemeral one."""
     ports: list[PortForward] = field(default_factory=list)
+    auto_ports: bool | None = None
+    """Whether what it listens on appears on this computer; None: as configured, and not for an
+    ephemeral one."""
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
@@ -172,7 +175,13 @@ class PortForward(Model, frozen=True, kw_only=True):
     """Where it listens. 127.0.0.1 means ::1 as well; others than loopback can be reached by all
     who reach this computer."""
     open: bool = False
-    """Whether it is served now; what a client says here is ignored."""
+    """Whether it is served now; what a client says here and below is ignored."""
+    automatic: bool = False
+    """It is there because something in the machine listens on it."""
+    via: Literal["network", "agent"] = "network"
+    """`agent`: it leads through the machine's agent, to what only a program in it reaches."""
+    problem: str | None = None
+    """Why it has another number than in the machine, or is not open."""
 
 
 class NetworkInfo(Model, frozen=True, kw_only=True):
@@ -183,6 +192,8 @@ class NetworkInfo(Model, frozen=True, kw_only=True):
     """IPv4, as other machines and this computer's forwarded ports reach it."""
     address6: str
     mac: str
+    loopback: str
+    """Its own address on this computer, where its ports have their own numbers."""
     name: str
     """The name that other machines know it by."""
     kind: Literal["switchboard", "user-mode", "none"]
@@ -217,6 +228,8 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     init: str | None
     vmm: VmmInfo | None
     network: NetworkInfo | None = None
+    ports: list[PortForward] = field(default_factory=list)
+    """What is forwarded and what appeared by itself."""
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 

@@ -24,6 +24,7 @@ __all__ = [
     "machine_size",
     "network_options",
     "port",
+    "port_number",
     "size",
     "split_command",
 ]
@@ -152,6 +153,10 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         metavar="[IP:]HOST:GUEST[/udp]", help="forward a port of this computer to it",
     )  # fmt: skip
     parser.add_argument(
+        "--auto-ports", action=argparse.BooleanOptionalAction,
+        help="whether what it listens on appears on this computer by itself",
+    )  # fmt: skip
+    parser.add_argument(
         "--net", choices=("full", "internet", "none"), metavar="WHAT",
         help="what it may reach: full, internet (not this computer, its LAN, other machines), none",
     )  # fmt: skip
@@ -177,6 +182,17 @@ def port(text: str) -> PortForward:
                 address=(match["address"] or "127.0.0.1").strip("[]"),
             )
     raise argparse.ArgumentTypeError(f'"{text}" is not a port like 8080:80 or 127.0.0.1:53:53/udp')
+
+
+def port_number(text: str) -> int:
+    """One port.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not 0 < int(text) <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a port from 1 to {_PORT_MAX}')
+    return int(text)
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

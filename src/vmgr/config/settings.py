@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, get_args
 
 from vmgr.api.models import MACHINE_NAME_PATTERN, SandboxLevel
 from vmgr.errors import UsageError
+from vmgr.machine.ports import PortRule
 from vmgr.machine.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -206,6 +207,14 @@ class Program(_Text):
         return value
 
 
+class Ports(_Text):
+    """On, off or a list of ports."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        return PortRule.parse(str(value)[:1_000]).text
+
+
 @dataclass(frozen=True)
 class Choice(_Text):
     """One of some words."""
@@ -254,6 +263,9 @@ _TABLE: Final = (
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
     Setting("memory.overcommit", Count(1, 10_000), lambda: 100,
             "Memory that running machines may have together, in percent of this computer's"),
+    Setting("names.port", Count(0, 65_535), lambda: 5354,
+            "The port at 127.118.0.1 where this computer can ask for NAME.vmgr.internal; 0: none "
+            "(from the helper's next start)"),
     Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
             "What new named machines may reach: all, the internet alone, nothing"),
     Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",
@@ -265,6 +277,9 @@ _TABLE: Final = (
             "The most of this computer's memory that they may take, in percent"),
     Setting("pool.size", Count(0, 32), lambda: 0,
             "How many machines wait, running, for the next run of their kind"),
+    Setting("ports.auto", Ports(), lambda: "on",
+            "Ports on which something in a named machine listens appear on this computer's "
+            "loopback: on, off, or only those of a list like 8080,3000-3999,5353/udp"),
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),

@@ -32,6 +32,7 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "user namespaces": kernel.user_namespaces,
     "network": network.switchboard,
     "internet": network.egress,
+    "names": network.names,
     "user id ranges": kernel.id_ranges,
     "build tools": programs.build_tools,
     "Debian mirrors": programs.mirrors,

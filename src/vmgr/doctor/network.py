@@ -8,15 +8,18 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from vmgr.api.models import Check
 from vmgr.artifact.tools import missing_tools
 from vmgr.doctor.host import good, warning
 
 if TYPE_CHECKING:
-    from vmgr.api.models import Check
     from vmgr.doctor.host import Host
 
-__all__ = ["egress", "switchboard"]
+__all__ = ["egress", "names", "switchboard"]
 
+_DOMAIN = "vmgr.internal"  # as vmgr.network.addresses has both
+_AT = "127.118.0.1"
+_RESOLVED, _MANAGER = "systemd-resolved", "NetworkManager"
 _LOST = "machines get no names, no addresses of their own and no internet"
 
 
@@ -58,3 +61,61 @@ async def egress(host: Host) -> Check:
             host.as_root("apt-get install slirp4netns"),
         )
     return good("internet", "slirp4netns is installed")
+
+
+async def names(host: Host) -> Check:
+    """Whether this computer's resolver asks us for machines: a convenience, so never wrong."""
+    name = "names"
+    port = int(host.config.get("names.port"))
+    if not port:
+        return good(name, "not answered on this computer (names.port is 0)")
+    loop = asyncio.get_running_loop()
+    kind, there = await loop.run_in_executor(host.executor, _resolver, host, port)
+    if kind is None:
+        summary = "no resolver here can be told of one domain; vmgr ip NAME shows addresses"
+        return good(name, summary)
+    if there:
+        return good(name, f"NAME.{_DOMAIN} resolves on this computer, through {kind}")
+    return Check(
+        name=name,
+        status="ok",
+        summary=f"to have NAME.{_DOMAIN} resolve on this computer, tell {kind}",
+        fix=_plug(host, kind, port),
+    )
+
+
+def _resolver(host: Host, port: int) -> tuple[str | None, bool]:
+    """Who resolves names here and takes one domain from us, and whether it does."""
+    try:
+        with (host.etc / "resolv.conf").open(encoding="utf-8", errors="replace") as file:
+            servers = file.read(65_536)
+    except OSError:
+        servers = ""
+    if "127.0.0.53" in servers or "127.0.0.54" in servers:
+        kind, file_name, said = _RESOLVED, "systemd/resolved.conf.d/vmgr.conf", f"{_AT}:{port}"
+    elif (host.etc / "NetworkManager").is_dir():
+        kind, file_name, said = _MANAGER, "NetworkManager/dnsmasq.d/vmgr.conf", f"{_AT}#{port}"
+    else:
+        return None, False
+    try:
+        text = (host.etc / file_name).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return kind, False
+    return kind, said in text
+
+
+def _plug(host: Host, kind: str, port: int) -> str:
+    if kind == _RESOLVED:
+        text = f"[Resolve]\nDNS={_AT}:{port}\nDomains=~{_DOMAIN}\nDNSSEC=allow-downgrade\n"
+        made = host.as_root("mkdir -p /etc/systemd/resolved.conf.d")
+        wrote = host.write_as_root(
+            text, "/etc/systemd/resolved.conf.d/vmgr.conf", "systemctl restart systemd-resolved"
+        )
+        return f"{made} && {wrote}"
+    wrote = host.write_as_root("[main]\ndns=dnsmasq\n", "/etc/NetworkManager/conf.d/vmgr.conf")
+    told = host.write_as_root(
+        f"server=/{_DOMAIN}/{_AT}#{port}\n",
+        "/etc/NetworkManager/dnsmasq.d/vmgr.conf",
+        "systemctl restart NetworkManager",
+    )
+    return f"{wrote} && {told}"

@@ -111,18 +111,21 @@ class Api(Streaming):
     async def config_set(self, call: Call) -> m.ConfigEntry:
         key, value = call.path["key"], call.body.value
         entry = await self._helper.with_config(lambda config: config.set(key, value))
-        await self._settings_changed()
+        await self._settings_changed(key)
         return entry
 
     async def config_unset(self, call: Call) -> m.ConfigEntry:
-        entry = await self._helper.with_config(lambda config: config.unset(call.path["key"]))
-        await self._settings_changed()
+        key = call.path["key"]
+        entry = await self._helper.with_config(lambda config: config.unset(key))
+        await self._settings_changed(key)
         return entry
 
-    async def _settings_changed(self) -> None:
+    async def _settings_changed(self, key: str) -> None:
         self._helper.idling.look()
         if int((await self._helper.settings()).get("pool.size")) == 0:
             await self._helper.pool.empty()
+        if key == "ports.auto":
+            await self._helper.ports.automatic.refresh()
 
     # -- machines ---------------------------------------------------------------------------
 

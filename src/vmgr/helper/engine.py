@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from vmgr._version import __version__
-from vmgr.agent import AgentChannel, ExecRequest, TerminalSize
+from vmgr.agent import AgentChannel, ExecRequest, TerminalSize, listeners_of
 from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
@@ -139,6 +139,7 @@ class Engine:
         self._watch(machine, vmm)
         self._keep(machine, vmm)
         self._helper.idling.look()
+        self._helper.ports.automatic.follow(machine)
 
     async def connect(self, machine: Machine) -> AgentChannel:
         """Connect to a machine's agent; waits for no answer."""
@@ -198,6 +199,7 @@ class Engine:
                 boot_id=greeting.boot_id,
                 booted_init=greeting.init,
             )
+        self._helper.ports.automatic.follow(machine)
         log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
 
     async def _hello_again(
@@ -305,6 +307,7 @@ class Engine:
             machine.channel.close()
             machine.channel = None
         machine.vmm = None
+        self._helper.ports.ended(machine)
         await vmm.close()
         level = logging.WARNING if ended.cause in {"failed", "panic"} else logging.INFO
         log.log(level, "machine %s: its VMM ended: %s", machine.name, ended.reason)
@@ -353,11 +356,15 @@ class Engine:
                 continue
             if machine.vmm is vmm and vmm.running:
                 machine.connected(channel, greeting)
+                self._helper.ports.automatic.follow(machine)
                 return True
             channel.close()
         return False
 
     def _agent_event(self, machine: Machine, event: AgentEvent) -> None:
+        if event.event == "ports":
+            self._helper.ports.automatic.heard(machine, listeners_of(event.listening or []))
+            return
         log.info("machine %s: agent says %s", machine.name, event.event[:100])
         self._services.events.publish("machine.agent", machine.name, event=event.event[:100])
 

@@ -12,6 +12,7 @@ from vmgr._version import __version__
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
 from vmgr.config import Config
+from vmgr.errors import VmgrError
 from vmgr.helper import crash
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
@@ -20,6 +21,7 @@ from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
+from vmgr.helper.names import Names
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.snapshots import Snapshots
@@ -27,7 +29,8 @@ from vmgr.helper.ssh import Ssh
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
-from vmgr.network import Network
+from vmgr.network import Network, identity_of
+from vmgr.network.addresses import DOMAIN, NAMES4
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +76,7 @@ class Helper:
         )
         self.ports = Ports(self)
         self.ssh = Ssh(self)
+        self.names = Names(DOMAIN, self._address_of)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -95,6 +99,13 @@ class Helper:
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
         self.watchers.start(self.ssh.begin(), name="ssh server")
+        try:
+            port = int((await self.settings()).get("names.port"))
+        except VmgrError as error:  # said again to whoever asks for something
+            log.warning("names are not answered: %s", error)
+        else:
+            if port:
+                await self.names.open(str(NAMES4), port)
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -124,6 +135,8 @@ class Helper:
         await self.watchers.finish(0)
         live = any(not machine.stopped.is_set() for machine in self.machines.all())
         await self.machines.let_go()
+        await self.names.close()
+        self.ports.close()
         self.templates.close()
         await self.network.close(keep=live)
         await self.ssh.close(keep=live)
@@ -132,6 +145,13 @@ class Helper:
 
     async def _sandbox_required(self) -> bool:
         return (await self.settings()).get("sandbox.require") != "filter"
+
+    def _address_of(self, name: str) -> str | None:
+        """A machine's address on this computer."""
+        row = next((m.row for m in self.machines.all() if m.name == name), None)
+        if row is None or row.number is None:
+            return None
+        return str(identity_of(row.id, row.number).loopback)
 
     def _network_event(self, kind: str, machine_id: str, data: dict[str, object]) -> None:
         name = next((m.name for m in self.machines.all() if m.row.id == machine_id), None)

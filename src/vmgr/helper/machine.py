@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmgr.agent import AgentChannel, AgentHello
-    from vmgr.api.models import MachineStatus, NetworkAccess, SandboxLevel
+    from vmgr.api.models import MachineStatus, NetworkAccess, PortForward, SandboxLevel
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
@@ -72,6 +72,8 @@ class Machine:
         self.adopted.set()
         self._greeting: AgentHello | None = None
         self._uptime: tuple[int, int] = (0, 0)
+        self.automatic: list[PortForward] = []
+        """Ports that appeared by themselves."""
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
         self.in_use = 0
@@ -229,6 +231,7 @@ class Machine:
             init=row.booted_init if running else row.init,
             vmm=vmm,
             network=self._network(),
+            ports=[*row.ports, *self.automatic],
             notes=_notes(vmm),
         )
 
@@ -246,6 +249,7 @@ class Machine:
             address=str(identity.address4),
             address6=str(identity.address6),
             mac=identity.mac.hex(":"),
+            loopback=str(identity.loopback),
             name=f"{row.name}.{DOMAIN}",
             kind=cast("Any", kind),
             problem=row.network_problem if live else None,

@@ -218,6 +218,7 @@ class Machines:
             memory_bytes=memory,
             disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
             ports=request.ports,
+            auto_ports=request.auto_ports,
             ephemeral=request.ephemeral,
             pristine=True,
             cold=request.cold,

@@ -73,6 +73,7 @@ class Plugging:
         """Have the agent configure the machine's device; a failure is noted."""
         row = machine.row
         if row.number is None or (row.interface is None and not row.fallback):
+            await self.open_ports(machine)  # through the agent
             return
         identity = identity_of(row.id, row.number)
         search = await self._helper.executors.in_files(host_search_domains)
@@ -117,7 +118,7 @@ class Plugging:
             await self._helper.network.readopt(
                 row.id, row.name, row.number, cast("Access", row.access), row.interface
             )
-            await self.open_ports(machine)
+        await self.open_ports(machine)
 
 
 def _fallback_note(problem: str | None, user_mode: str | None) -> str:

@@ -1,7 +1,7 @@
-"""Forwarded ports: the sockets of this computer that lead into machines.
+"""Forwarded ports that were asked for.
 
-The helper binds them, since it is in this computer's network, and hands them to the switchboard,
-which serves them from then on, also when the helper is gone. What is asked is kept in the machine's
+The helper binds them, since it is in this computer's network, and has them served
+(`vmgr.helper.serving`). What is asked is kept in the machine's
 row and opened at each start. A port that another program has is an event and a note, no reason for
 a machine not to start.
 """
@@ -10,33 +10,37 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from vmgr.api.models import PortForward
 from vmgr.errors import (
     ConflictError,
     NotFoundError,
     ResourceError,
-    UnsupportedError,
     UsageError,
     VmgrError,
 )
+from vmgr.helper.automatic import Automatic, Key
+from vmgr.helper.serving import AGENT, Serving, bound
 from vmgr.network import identity_of
 from vmgr.switchboard.messages import Forward
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
-    from vmgr.api.models import PortForward
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine
 
 __all__ = ["Ports", "check_ports"]
 
 _MOST: Final = 256  # of one machine
-_BACKLOG: Final = 512
+# In the machine, for what is reached through its agent: its loopback, and QEMU's user-mode network.
+_INSIDE: Final = tuple(
+    ipaddress.ip_address(address).packed for address in ("127.0.0.1", "::1", "10.0.2.15")
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +50,58 @@ class Ports:
 
     def __init__(self, helper: Helper) -> None:
         self._helper = helper
+        self._serving = Serving(helper.network)
+        self.automatic = Automatic(helper, self._serving)
+        self._private: dict[str, set[Key]] = {}
+        """By machine: ports on whose 127.0.0.1 alone something listens."""
 
     async def list(self, machine: Machine) -> list[PortForward]:
         """A machine's ports, and whether each is served now."""
-        served = await self._helper.network.forwards()
+        served = await self._serving.served()
         return [
-            msgspec.structs.replace(port, open=_forwards(machine, port)[0] in served)
-            for port in machine.row.ports
+            *(
+                msgspec.structs.replace(port, open=self._forwards(machine, port)[0] in served)
+                for port in machine.row.ports
+            ),
+            *machine.automatic,
         ]
+
+    def explicit(self, machine: Machine) -> set[Forward]:
+        """What is served, or would be, because it was asked for."""
+        return {forward for port in machine.row.ports for forward in self._forwards(machine, port)}
+
+    async def lead(self, machine: Machine, private: set[Key]) -> None:
+        """Have the ports that were asked for lead to where something listens.
+
+        Args:
+            private: what is listened on so that only a program in the machine reaches it.
+        """
+        before = self._private.get(machine.row.id, set())
+        if machine.row.interface is None or private == before:
+            return
+        async with machine.lock:
+            for port in machine.row.ports:
+                key = (port.protocol, port.guest_port)
+                if (key in private) is (key in before) or machine.stopped.is_set():
+                    continue
+                for forward in self._forwards(machine, port):
+                    await self._serving.unserve(forward)
+                self._private.setdefault(machine.row.id, set()).symmetric_difference_update({key})
+                try:
+                    await self._open(machine, port, told=False)
+                except VmgrError as error:
+                    log.warning("machine %s: %s", machine.name, error)
+            self._private[machine.row.id] = private
+
+    def ended(self, machine: Machine) -> None:
+        """A machine has ended."""
+        self.automatic.ended(machine)
+        self._private.pop(machine.row.id, None)
+        self._serving.ended(machine.row.id)
+
+    def close(self) -> None:
+        """The helper ends: what it serves itself does too."""
+        self._serving.close()
 
     async def add(self, machine: Machine, port: PortForward) -> PortForward:
         """Forward a port, now if the machine runs, and at each start.
@@ -62,7 +110,10 @@ class Ports:
             ConflictError: it is forwarded already, or another program has the port.
             UsageError: the address is none of this computer.
         """
-        port = msgspec.structs.replace(port, open=False)
+        port = PortForward(
+            host_port=port.host_port, guest_port=port.guest_port, protocol=port.protocol,
+            address=port.address,
+        )  # fmt: skip
         check_ports([port])
         async with machine.lock:
             if len(machine.row.ports) >= _MOST:
@@ -73,15 +124,11 @@ class Ports:
                         f"port {port.host_port} leads to machine {other.name} already",
                         next_step=f"see: vmgr port ls {other.name}",
                     )
-            if machine.row.fallback and not machine.stopped.is_set():
-                raise UnsupportedError(
-                    f"machine {machine.name} runs on QEMU's own network, which forwards no ports",
-                    next_step="see what is missing with: vmgr doctor",
-                )
-            is_open = machine.row.interface is not None
+            is_open = not machine.stopped.is_set()
             if is_open:
                 await self._open(machine, port)
             await machine.save(ports=[*machine.row.ports, port])
+        self.automatic.again(machine)  # it need not appear under another number as well
         return msgspec.structs.replace(port, open=is_open)
 
     async def remove(self, machine: Machine, port: PortForward) -> None:
@@ -99,17 +146,17 @@ class Ports:
                 )
             kept = [known for known in machine.row.ports if known not in found]
             await machine.save(ports=kept)
-            if machine.row.interface is not None:
-                for forward in _forwards(machine, found[0]):
-                    await self._helper.network.unlisten(forward)
+            for forward in self._forwards(machine, found[0]):
+                await self._serving.unserve(forward)
+        self.automatic.again(machine)
 
     async def open_all(self, machine: Machine) -> None:
-        """Open the ports of a machine that has a place in the network; failures are told."""
-        if machine.row.interface is None or not machine.row.ports:
+        """Open the ports of a machine that starts; failures are told."""
+        if not machine.row.ports:
             return
-        served = await self._helper.network.forwards()
+        served = await self._serving.served()
         for port in machine.row.ports:
-            if _forwards(machine, port)[0] in served:
+            if self._forwards(machine, port)[0] in served:
                 continue
             try:
                 await self._open(machine, port)
@@ -122,34 +169,62 @@ class Ports:
     def bound(self, machine: Machine) -> Iterator[tuple[Forward, socket.socket]]:
         """Sockets for the ports of a machine that is suspended; failures are logged."""
         for port in machine.row.ports:
-            for forward in _forwards(machine, port):
+            for forward in self._forwards(machine, port):
                 try:
-                    yield forward, _bound(forward)
+                    yield _place(forward), bound(forward)
                 except OSError as error:
                     log.warning("machine %s: %s", machine.name, _refused(forward, error))
 
     async def reopen(self) -> None:
         """A new switchboard has no ports yet."""
+        self.automatic.restarted()
         for machine in self._helper.machines.all():
+            if machine.stopped.is_set():
+                continue
             try:
                 await self.open_all(machine)
             except VmgrError as error:  # it went again: the next one comes here too
                 log.warning("machine %s: %s", machine.name, error)
 
-    async def _open(self, machine: Machine, port: PortForward) -> None:
-        for number, forward in enumerate(_forwards(machine, port)):
+    async def _open(self, machine: Machine, port: PortForward, *, told: bool = True) -> None:
+        for number, forward in enumerate(self._forwards(machine, port)):
             try:
-                sock = self._helper.doorbell.take(forward) or _bound(forward)
+                sock = self._helper.doorbell.take(_place(forward)) or bound(forward)
             except OSError as error:
                 if number:  # this computer has no IPv6, say
                     continue
                 raise _refused(forward, error) from error
-            with sock:
-                await self._helper.network.listen(forward, sock.fileno())
-        self._helper.events.publish(
-            "port.opened", machine.name, address=port.address, port=port.host_port,
-            guest_port=port.guest_port, protocol=port.protocol,
-        )  # fmt: skip
+            await self._serving.serve(machine, forward, sock, _INSIDE)
+        if told:
+            self._helper.events.publish(
+                "port.opened", machine.name, address=port.address, port=port.host_port,
+                guest_port=port.guest_port, protocol=port.protocol,
+            )  # fmt: skip
+
+    def _forwards(self, machine: Machine, port: PortForward) -> tuple[Forward, ...]:
+        """What is to be served for a port; the first must be, others where they can be."""
+        assert machine.row.number is not None  # noqa: S101 (given when it was made or found)
+        target = AGENT
+        private = self._private.get(machine.row.id, set())
+        if machine.row.interface is not None and (port.protocol, port.guest_port) not in private:
+            target = str(identity_of(machine.row.id, machine.row.number).address4)
+        hosts = [port.address, *(["::1"] if port.address == "127.0.0.1" else [])]
+        return tuple(
+            Forward(
+                machine=machine.row.id,
+                protocol=port.protocol,
+                host=host,
+                host_port=port.host_port,
+                target=target,
+                target_port=port.guest_port,
+            )
+            for host in hosts
+        )
+
+
+def _place(forward: Forward) -> Forward:
+    """Only where it is on this computer: what it leads to may be another after a sleep."""
+    return msgspec.structs.replace(forward, target="")
 
 
 def check_ports(ports: list[PortForward]) -> None:
@@ -177,43 +252,6 @@ def _same(one: PortForward, other: PortForward) -> bool:
         return (port.address, port.host_port, port.protocol)
 
     return key(one) == key(other)
-
-
-def _forwards(machine: Machine, port: PortForward) -> list[Forward]:
-    """What is to be served for a port; the first must be, others where they can be."""
-    assert machine.row.number is not None  # noqa: S101 (given when it was made or found)
-    target = str(identity_of(machine.row.id, machine.row.number).address4)
-    hosts = [port.address, *(["::1"] if port.address == "127.0.0.1" else [])]
-    return [
-        Forward(
-            machine=machine.row.id,
-            protocol=port.protocol,
-            host=host,
-            host_port=port.host_port,
-            target=target,
-            target_port=port.guest_port,
-        )
-        for host in hosts
-    ]
-
-
-def _bound(forward: Forward) -> socket.socket:
-    family = socket.AF_INET6 if ":" in forward.host else socket.AF_INET
-    stream = forward.protocol == "tcp"
-    sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-    try:
-        if stream:
-            # Connections of an earlier machine that are still closing do not hold the port.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((forward.host, forward.host_port))
-        if stream:
-            sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _refused(forward: Forward, error: OSError) -> VmgrError:

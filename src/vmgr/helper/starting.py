@@ -263,6 +263,7 @@ class Starting:
     async def _failed(self, machine: Machine, error: BaseException) -> None:
         """A start came to nothing: the machine is what it was before, if it can be that."""
         vmm, machine.vmm = machine.vmm, None
+        self._helper.ports.ended(machine)
         if machine.channel is not None:
             machine.channel.close()
             machine.channel = None

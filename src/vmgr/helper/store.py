@@ -63,6 +63,7 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     """Its VMM's own user-mode network stands in for the switchboard."""
     network_problem: str | None = None
     ports: list[PortForward] = []
+    auto_ports: bool | None = None
     created_at: float
     started_at: float | None = None
     boot_seconds: float | None = None

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DOMAIN", "FIRST", "GATEWAY4", "TEMPLATE", "Identity", "free_number", "identity_of"]
+__all__ = [
+    "DOMAIN",
+    "FIRST",
+    "GATEWAY4",
+    "NAMES4",
+    "TEMPLATE",
+    "Identity",
+    "free_number",
+    "identity_of",
+]
 
 GATEWAY4: Final = ipaddress.IPv4Address("198.19.0.1")
 GATEWAY6: Final = ipaddress.IPv6Address("fe80::1")
@@ -23,6 +32,8 @@ TEMPLATE: Final = _LAST
 """The number of the machine that a template is made of; there is one at a time."""
 _NETWORK4: Final = ipaddress.IPv4Address("198.19.0.0")
 _NETWORK6: Final = ipaddress.IPv6Address("fd76:6d67:7200::")
+NAMES4: Final = ipaddress.IPv4Address("127.118.0.1")
+"""Where this computer asks for the names of machines."""
 _LOOPBACK: Final = ipaddress.IPv4Address("127.118.0.0")  # 118 is "v"
 
 

@@ -52,6 +52,7 @@ def execute(options: argparse.Namespace) -> int:
         access=options.net,
         ports=options.ports,
         snapshot=options.snapshot,
+        auto_ports=options.auto_ports,
     )
     try:
         machine = helper.machine_create(wanted)

@@ -12,7 +12,7 @@ from vmgr.cli.parser import machine_argument
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import MachineInfo, NetworkInfo
+    from vmgr.api.models import MachineInfo, NetworkInfo, PortForward
 
 DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
@@ -42,9 +42,16 @@ def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
     return [
         ("Network", f"{network.access} ({network.kind})"),
         ("Address", f"{network.address}, {network.address6}"),
+        ("On this computer", network.loopback),
         ("Known as", network.name),
         ("Network problem", network.problem),
     ]
+
+
+def _port(port: PortForward) -> str:
+    note = f" ({port.problem})" if port.problem else ""
+    kind = "" if port.protocol == "tcp" else "/udp"
+    return f"{port.address}:{port.host_port} to {port.guest_port}{kind}{note}"
 
 
 def _show(machine: MachineInfo) -> None:
@@ -73,5 +80,6 @@ def _show(machine: MachineInfo) -> None:
         ("Accelerator", None if vmm is None else vmm.accelerator),
         ("Sandbox", None if vmm is None else vmm.sandbox),
         *_network(machine.network),
+        *(("Port", _port(port)) for port in machine.ports),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import argparse
 
 DESCRIPTION = """Forward ports of this computer to machines. Only this computer can use them, unless
-an address says otherwise. They are opened again at each start of the machine."""
+an address says otherwise. They are opened again at each start of the machine. What something in a
+machine listens on appears by itself (`vmgr config get ports.auto`), with its own number where this
+computer has that free, and always at the address that `vmgr ip` shows."""
 EXAMPLES = """examples:
   vmgr port add web 8080:80
   vmgr port add dns 5353:53/udp
@@ -58,11 +60,11 @@ def _list(options: argparse.Namespace) -> int:
         print_json([{"machine": name, **msgspec.to_builtins(port)} for name, port in found])
         return 0
     table(
-        ("MACHINE", "HOST", "PORT", "PROTOCOL", "STATUS"),
+        ("MACHINE", "HOST", "PORT", "PROTOCOL", "STATUS", "NOTE"),
         [
             (
                 name, f"{p.address}:{p.host_port}", p.guest_port, p.protocol,
-                "open" if p.open else "closed",
+                ("automatic" if p.automatic else "open") if p.open else "closed", p.problem or "",
             )
             for name, p in found
         ],

@@ -57,6 +57,7 @@ def execute(options: argparse.Namespace) -> int:
         cold=options.cold,
         access=options.net,
         ports=options.ports,
+        auto_ports=options.auto_ports,
         ephemeral=True,
     )
     with ProgressLine(quiet=options.quiet) as progress:

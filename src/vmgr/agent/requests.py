@@ -1,0 +1,84 @@
+"""What is asked of a machine as a whole: its clock, its identity, holding it still, powering off."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from vmgr.agent import messages as m
+
+__all__ = ["MachineRequests"]
+
+_M = TypeVar("_M", bound=m.Message)
+
+
+class MachineRequests:
+    """The requests of `vmgr.agent.AgentChannel` that are one question and one answer."""
+
+    async def _ask(self, request: m.Request, kind: type[_M], deadline: float | None = None) -> _M:
+        raise NotImplementedError
+
+    async def clock(self, realtime_ns: int) -> int:
+        """Set the machine's clock (Unix nanoseconds); gives how far it moved, in nanoseconds."""
+        return (await self._ask(m.Clock(realtime_ns=realtime_ns), m.Clocked)).stepped_ns
+
+    async def configure(
+        self,
+        *,
+        hostname: str | None = None,
+        entropy: bytes | None = None,
+        machine_id: str | None = None,
+        realtime_ns: int | None = None,
+        renew: bool = False,
+        thaw: bool = False,
+    ) -> m.Configured:
+        """Tell a fresh machine who it is.
+
+        Args:
+            hostname: its name.
+            entropy: at most 512 bytes that reseed its kernel.
+            machine_id: see machine-id(5).
+            realtime_ns: Unix nanoseconds; sets its clock.
+            renew: replace the random seed it keeps for its next boot; remove SSH host keys.
+            thaw: let processes that `freeze` held go on, when the rest is done.
+        """
+        request = m.Configure(
+            hostname=hostname, entropy=entropy, machine_id=machine_id, realtime_ns=realtime_ns,
+            renew=renew, thaw=thaw,
+        )  # fmt: skip
+        return await self._ask(request, m.Configured)
+
+    async def freeze(self, *, sync: bool = True, deadline: float | None = None) -> None:
+        """Hold every process but the agent and write everything to the machine's disks.
+
+        Args:
+            sync: False leaves what is in memory there, which is faster.
+
+        Raises:
+            AgentError: not all could be held; then nothing is.
+        """
+        await self._ask(m.Freeze(unsynced=not sync), m.Empty, deadline)
+
+    async def thaw(self) -> None:
+        """Let processes that `freeze` held go on."""
+        await self._ask(m.Thaw(), m.Empty)
+
+    async def network(self, network: m.Network) -> m.Networked:
+        """Make the machine's network device what `network` says; whatever it was before is gone."""
+        return await self._ask(network, m.Networked)
+
+    async def grow(self, *, deadline: float | None = None) -> int:
+        """Grow the root file system to its disk; gives its size in bytes."""
+        return (await self._ask(m.Grow(), m.Grown, deadline)).bytes
+
+    async def poweroff(self, *, reboot: bool = False, grace: float = 10.0) -> None:
+        """Begin an orderly power-off; answered before it begins.
+
+        Args:
+            reboot: start again after it.
+            grace: seconds that processes get before they are killed.
+        """
+        await self._ask(m.PowerOff(reboot=reboot, grace_ms=round(grace * 1000)), m.Empty)
+
+    async def sync(self, *, deadline: float | None = None) -> None:
+        """Write everything to the machine's disks."""
+        await self._ask(m.Sync(), m.Empty, deadline)
