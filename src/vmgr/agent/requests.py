@@ -1,4 +1,4 @@
-"""What is asked of a machine as a whole: its clock, its identity, holding it still, powering off."""
+"""What is asked of a machine as a whole: clock, identity, holding it still, powering off."""
 
 from __future__ import annotations
 
