@@ -41,6 +41,7 @@ __all__ = [
     "UsageError",
     "VmgrError",
     "WrongStateError",
+    "broken_installation",
     "error_from_wire",
 ]
 
@@ -188,3 +189,11 @@ def error_from_wire(
 ) -> VmgrError:
     """Make the error that `code` names; an unknown code gives a plain `VmgrError`."""
     return _BY_CODE.get(code, VmgrError)(message, next_step=next_step, details=details)
+
+
+def broken_installation(module: str | None) -> StateError:
+    """The error for a Python module that cannot be imported: not a bug, but files that are gone."""
+    return StateError(
+        f"vmgr's installation is broken: its Python module {module or 'of some name'} is missing",
+        next_step="install vmgr again as you did before (in a checkout: ./dev clean; ./dev setup)",
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from vmgr.cli.verbs import VERBS
 from .peer import Connection, Peer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .conftest import Command
 
 
@@ -51,6 +54,11 @@ def test_every_verb_explains_itself(verb: str) -> None:
           'Try: see "vmgr create --help".\n')),
         (["helper", "explode"],
          ("vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs'.\n"
+          'Try: see "vmgr helper --help".\n')),
+        (["config"],
+         'vmgr: vmgr config needs a verb: ls, get, set, unset.\nTry: see "vmgr config --help".\n'),
+        (["helper"],
+         ("vmgr: vmgr helper needs a verb: start, stop, restart, status, logs.\n"
           'Try: see "vmgr helper --help".\n')),
         (["exec", "web"],
          'vmgr: the command is missing.\nTry: say it as in "vmgr exec web -- COMMAND".\n'),
@@ -111,6 +119,9 @@ def test_several_are_each_tried_and_one_failure_is_a_failure(vmgr: Command) -> N
 
 
 def test_a_bug_is_one_line_and_a_saved_trace(vmgr: Command) -> None:
+    vmgr.paths.ensure()
+    for day in range(1, 13):
+        (vmgr.paths.state / f"cli-202001{day:02}T000000-1.txt").touch()
     # A stdout that cannot say what must be said: nobody expected that.
     environment = {**vmgr.environment, "PYTHONIOENCODING": "ascii:strict"}
 
@@ -120,13 +131,46 @@ def test_a_bug_is_one_line_and_a_saved_trace(vmgr: Command) -> None:
 
     with Peer(vmgr.paths.helper_socket, unicode_name):
         done = vmgr("config", "ls", env=environment)
-    (trace,) = vmgr.paths.state.glob("cli-*.txt")
+    *others, trace = sorted(vmgr.paths.state.glob("cli-*.txt"))
+    assert [path.name for path in others] == [
+        f"cli-202001{day:02}T000000-1.txt" for day in range(4, 13)
+    ], "the newest are kept"
     assert done.returncode == 70
     assert done.stderr == (
         f"vmgr: vmgr has a bug: UnicodeEncodeError.\nTry: report it with {trace}.\n"
     )
     assert "UnicodeEncodeError" in trace.read_text()
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_module_is_a_broken_installation_and_no_bug(
+    vmgr: Command, tmp_path: Path
+) -> None:
+    # As if it had never been there: whoever imports it is told so.
+    (tmp_path / "msgspec.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'msgspec'\", name='msgspec')"
+    )
+    done = vmgr("ls", env={**vmgr.environment, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert done.stderr == (
+        "vmgr: vmgr's installation is broken: its Python module msgspec is missing.\n"
+        "Try: install vmgr again as you did before (in a checkout: ./dev clean; ./dev setup).\n"
+    )
+    assert list(vmgr.paths.state.parent.rglob("cli-*.txt")) == []
+
+
+def test_doctor_looks_itself_where_there_is_no_helper_to_be_had(vmgr: Command) -> None:
+    vmgr.paths.ensure()
+    vmgr.paths.helper_lock.mkdir()  # so the helper cannot start
+    done = vmgr("doctor", "--json")
+    assert done.returncode == 1
+    first, *rest = json.loads(done.stdout)["checks"]
+    assert (first["name"], first["status"]) == ("helper", "error")
+    assert first["summary"] == (
+        "it cannot be asked, so this command looked itself: "
+        f"cannot open {vmgr.paths.helper_lock}: Is a directory"
+    )
+    assert {"QEMU", "disk space", "settings"} <= {check["name"] for check in rest}
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(vmgr: Command) -> None:

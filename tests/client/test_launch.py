@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,11 +102,120 @@ def test_a_helper_that_is_stopping_is_waited_for(here: Paths) -> None:
     assert client.helper_status().pid != first
 
 
+STARTING = """
+import fcntl, os, socket, sys
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.readline()
+if sys.argv[2] == "dies":
+    sys.exit()
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[2])
+listening.listen()
+os.chmod(sys.argv[2], 0o600)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def starting(paths: Paths, what: str) -> Iterator[subprocess.Popen[str]]:
+    """What a helper is that has the lock and does not listen yet; goes on when told."""
+    paths.ensure()
+    argv = [sys.executable, "-c", STARTING, str(paths.helper_lock), what]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+
+
+def somebody_waits_for(path: Path) -> bool:
+    inode = f":{path.stat().st_ino} "
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and inode in line for line in locks)
+
+
+def test_a_helper_whose_launcher_was_killed_is_waited_for_until_it_listens(here: Paths) -> None:
+    with (
+        starting(here, str(here.helper_socket)) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client = pool.submit(ensure, here, 30)
+        while not somebody_waits_for(here.helper_lock):
+            assert not client.done()
+        assert process.stdin is not None
+        process.stdin.write("listen\n")
+        process.stdin.flush()
+        with client.result(30) as connection:
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        assert int.from_bytes(peer[:4], sys.byteorder) == process.pid
+        process.communicate("end\n", timeout=30)
+    here.helper_socket.unlink()
+
+
+def test_a_helper_that_ends_while_it_is_waited_for_is_replaced(here: Paths) -> None:
+    with starting(here, "dies") as process, ThreadPoolExecutor(1) as pool:
+        client = pool.submit(ensure, here, 30)
+        while not somebody_waits_for(here.helper_lock):
+            assert not client.done()
+        process.communicate("end\n", timeout=30)
+        client.result(60).close()
+    assert Client(here).helper_status().pid != process.pid
+
+
 def test_the_reason_for_not_starting_is_the_helpers_own(here: Paths) -> None:
     here.ensure()
     here.helper_lock.mkdir()
     with pytest.raises(StateError, match=f"cannot open {here.helper_lock}: Is a directory"):
         ensure(here)
+
+
+def put_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Have every Python that is started from here run this first."""
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys\n{source}\n"
+        "sys.argv[0] = sys.executable\n"
+        'import runpy; runpy.run_module("vmgr.helper", run_name="__main__")\' "${@:4}"\n'
+    )
+    program.write_text(program.read_text().replace("/bin/sh", "/bin/bash"))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_what_it_says_before_it_has_a_log_is_told(
+    here: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_first(tmp_path, monkeypatch, 'sys.exit("one\\ntwo: it cannot be.")')
+    with pytest.raises(HelperUnavailableError) as caught:
+        ensure(here)
+    assert caught.value.message == "the helper ended while it was starting: two: it cannot be"
+    assert caught.value.next_step == "see what is missing with: vmgr doctor"
+    assert not here.helper_log.exists()
+
+
+@pytest.mark.parametrize("module", ["msgspec", "aiohttp"])
+def test_a_module_that_is_missing_is_no_bug(
+    here: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """The first before it has a log, the other after."""
+    blocked = (
+        "class No:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f'        if name == "{module}":\n'
+        "            raise ModuleNotFoundError(\n"
+        f'                "No module named " + repr("{module}"), name="{module}")\n'
+        "sys.meta_path.insert(0, No())"
+    )
+    put_first(tmp_path, monkeypatch, blocked.replace("'", "'\\''"))
+    with pytest.raises(StateError) as caught:
+        ensure(here)
+    assert caught.value.message == (
+        f"vmgr's installation is broken: its Python module {module} is missing"
+    )
+    assert list(here.crashes.iterdir()) == []
 
 
 def test_a_home_that_cannot_be_made(here: Paths) -> None:

@@ -134,8 +134,9 @@ def test_a_boot_leaves_a_template_for_the_next(template_home: Home) -> None:
 
 
 @pytest.mark.parametrize("damage", ["memory", "short memory", "devices", "disk", "gone"])
-def test_a_damaged_template_is_not_used(quick_home: Home, damage: str) -> None:
-    home = quick_home
+def test_a_damaged_template_is_not_used(template_home: Home, damage: str) -> None:
+    home = template_home
+    home.vmgr("template", "build", *KIND)
     home.vmgr("create", *SMALL, "--image", "debian-minimal", "one")
     home.vmgr("helper", "stop")
     template = directory_of(home)
@@ -158,8 +159,9 @@ def test_a_damaged_template_is_not_used(quick_home: Home, damage: str) -> None:
     assert not (template / "template.json").exists() or directory_of(home) != template
 
 
-def test_a_machine_that_does_not_come_up_from_its_template_boots(quick_home: Home) -> None:
-    home = quick_home
+def test_a_machine_that_does_not_come_up_from_its_template_boots(template_home: Home) -> None:
+    home = template_home
+    home.vmgr("template", "build", *KIND)
     template = directory_of(home)
     # Sound by its checksum, and nothing that QEMU could read.
     record = (template / "template.json").read_bytes()

@@ -7,7 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from vmgr.cli.output import problem
-from vmgr.errors import CancelledByUserError, ExecError, UsageError, VmgrError
+from vmgr.errors import (
+    CancelledByUserError,
+    ExecError,
+    UsageError,
+    VmgrError,
+    broken_installation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +24,12 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE
 OWN_FAILURE: Final = 125  # of vmgr, where other codes are a command's; as docker and podman do
 CRASHED: Final = 70  # EX_SOFTWARE, see sysexits.h
+_KEPT_REPORTS: Final = 10
 
 
-def guarded(action: Callable[[], int], *, own_failure: int = 1) -> int:
+def guarded(  # noqa: PLR0911 (one for each kind of end)
+    action: Callable[[], int], *, own_failure: int = 1
+) -> int:
     """Do `action` and give its exit code, or report what it raised and give the code for that.
 
     Args:
@@ -44,6 +53,9 @@ def guarded(action: Callable[[], int], *, own_failure: int = 1) -> int:
         problem(VmgrError(f"{where}{error.strerror or error}"))
         return own_failure
     except Exception as error:  # noqa: BLE001 (the last resort: no traceback on the screen)
+        if isinstance(error, ModuleNotFoundError):
+            problem(broken_installation(error.name))
+            return own_failure
         problem(VmgrError(f"vmgr has a bug: {type(error).__name__}", next_step=_saved(error)))
         return CRASHED
     return code
@@ -80,6 +92,9 @@ def _saved(error: BaseException) -> str:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
+        # The newest ones are kept, as of the helper's.
+        for old in sorted(paths.state.glob("cli-*.txt"))[:-_KEPT_REPORTS]:
+            old.unlink(missing_ok=True)
     except (OSError, VmgrError):
         return "report it; its details could not be saved"
     return f"report it with {path}"

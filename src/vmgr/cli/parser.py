@@ -29,6 +29,8 @@ __all__ = [
     "split_command",
 ]
 
+VERB: Final = "VERB"
+"""How groups of verbs call theirs (`metavar`)."""
 _SIZE_MIN: Final = 64 << 20  # of memory and of disks, as the API has it
 _PORT: Final = re.compile(
     r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?P<host>\d{1,5})(?::(?P<guest>\d{1,5}))?"
@@ -61,6 +63,12 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
+        if message == f"the following arguments are required: {VERB}":
+            verbs = next(a.choices for a in self._actions if a.metavar == VERB)
+            raise UsageError(
+                f"{self.prog} needs a verb: {', '.join(verbs or ())}",
+                next_step=f'see "{self.prog} --help"',
+            )
         for pattern, words in _REWRITES:
             if re.fullmatch(pattern, message):
                 message = re.sub(pattern, words, message)

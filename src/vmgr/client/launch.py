@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import socket
 import struct
@@ -22,7 +23,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from vmgr.api.models import ErrorBody
-from vmgr.errors import ConflictError, HelperUnavailableError, VmgrError, error_from_wire
+from vmgr.errors import (
+    ConflictError,
+    HelperUnavailableError,
+    VmgrError,
+    broken_installation,
+    error_from_wire,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["connect", "ensure", "helper_environment"]
 
 READY_DEADLINE: Final = 60.0  # a slow disk, a loaded host, many machines to take back
-STOPPING_DEADLINE: Final = 30.0
 _READY_MAX: Final = 65_536
+_SAID_MAX: Final = 300
 _PEERCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid; see unix(7)
 _PASSED_ON: Final = frozenset({
     "HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER",
@@ -105,8 +112,7 @@ def ensure(paths: Paths, timeout: float | None = None) -> socket.socket:
     with _locked(paths):
         connection = connect(paths, timeout)
         if connection is None:
-            _start(paths)
-            connection = connect(paths, timeout)
+            connection = _start(paths, timeout) or connect(paths, timeout)
     if connection is None:
         raise HelperUnavailableError(
             "the helper ended right after it had started", next_step=_see_log(paths)
@@ -117,23 +123,26 @@ def ensure(paths: Paths, timeout: float | None = None) -> socket.socket:
 # -- machinery -----------------------------------------------------------------------------------
 
 
-def _start(paths: Paths) -> None:
-    """Start the helper; returns when it listens, or another one does."""
+def _start(paths: Paths, timeout: float | None) -> socket.socket | None:
+    """Start the helper; returns when it listens, or another one does (then connected to it)."""
     try:
         _start_once(paths)
     except ConflictError as error:
-        # One holds the lock without listening: it is stopping. Its end frees the lock.
-        if not _wait_for_lock(paths, STOPPING_DEADLINE):
-            raise HelperUnavailableError(
-                "a helper runs but does not answer", next_step=_see_log(paths)
-            ) from error
+        # One holds the lock and does not listen: it is stopping, and its end frees the lock, or
+        # its launcher was killed while it starts.
+        connection = _wait_for_other(paths, READY_DEADLINE, timeout, error)
+        if connection is not None:
+            return connection
         _start_once(paths)
+    return None
 
 
 def _start_once(paths: Paths) -> None:
     from vmgr.spawner import spawn_detached
 
     ready, told = os.pipe2(os.O_CLOEXEC)
+    # What it says before it has a log. A file and not a pipe: nobody has to read it.
+    said = os.memfd_create("vmgr-helper-stderr", os.MFD_CLOEXEC)
     try:
         try:
             # -P: the working directory is no place to import from.
@@ -141,6 +150,7 @@ def _start_once(paths: Paths) -> None:
                 [sys.executable, "-P", "-m", "vmgr.helper", "--ready-fd", str(told)],
                 env=helper_environment(os.environ),
                 pass_fds=(told,),
+                stderr=said,
             )
         except OSError as error:
             raise HelperUnavailableError(
@@ -150,16 +160,21 @@ def _start_once(paths: Paths) -> None:
         finally:
             os.close(told)
         line = _read_line(ready, READY_DEADLINE)
+        last = _last_line(said) if line == b"" else ""
     finally:
         os.close(ready)
+        os.close(said)
     if line == b"ready":
         return
     kind, _, rest = line.partition(b": ")
     if kind == b"error":
         raise _told(rest)
     if line == b"":
+        if missing := re.fullmatch(r"ModuleNotFoundError: No module named '([\w.]+)'", last):
+            raise broken_installation(missing[1])
         raise HelperUnavailableError(
-            "the helper ended while it was starting", next_step=_see_log(paths)
+            "the helper ended while it was starting" + (f": {last}" if last else ""),
+            next_step=_see_log(paths),
         )
     raise HelperUnavailableError(
         "the helper said something unexpected while it was starting", next_step=_see_log(paths)
@@ -186,6 +201,13 @@ def _read_line(fd: int, deadline: float) -> bytes:
     return line.partition(b"\n")[0]
 
 
+def _last_line(fd: int) -> str:
+    """The last line of a file, as far as it is for a sentence."""
+    start = max(0, os.fstat(fd).st_size - _READY_MAX)
+    lines = os.pread(fd, _READY_MAX, start).decode(errors="replace").strip().splitlines()
+    return lines[-1].strip().rstrip(".")[:_SAID_MAX] if lines else ""
+
+
 def _told(body: bytes) -> VmgrError:
     try:
         error = msgspec.json.decode(body, type=ErrorBody)
@@ -205,25 +227,63 @@ def _locked(paths: Paths) -> Iterator[None]:
         os.close(fd)
 
 
-def _wait_for_lock(paths: Paths, deadline: float) -> bool:
-    """Wait for the running helper to end; False after `deadline` seconds.
+def _wait_for_other(
+    paths: Paths, deadline: float, timeout: float | None, cause: ConflictError
+) -> socket.socket | None:
+    """Wait for the running helper to listen, which gives a connection, or to end, which gives None.
 
-    flock(2) knows no time-out, so a thread of its own waits for it.
+    Raises:
+        HelperUnavailableError: neither within `deadline` seconds.
+    """
+    from vmgr.client.watch import changes_in
+
+    until = time.monotonic() + deadline
+    with contextlib.ExitStack() as stack:
+        ended = _end_of_lock(paths)
+        stack.callback(os.close, ended)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        changes = None
+        with contextlib.suppress(OSError):  # without it the end is still seen
+            changes = stack.enter_context(changes_in(paths.helper_socket.parent))
+            poll.register(changes, select.POLLIN)
+        while True:
+            # After the watch began, so that nothing falls between the two.
+            if (connection := connect(paths, timeout)) is not None:
+                return connection
+            left = until - time.monotonic()
+            ready = dict(poll.poll(left * 1000)) if left > 0 else {}
+            if not ready:
+                raise HelperUnavailableError(
+                    "a helper runs but does not answer", next_step=_see_log(paths)
+                ) from cause
+            if ended in ready:
+                return None
+            if changes is not None:
+                os.read(changes, _READY_MAX)
+
+
+def _end_of_lock(paths: Paths) -> int:
+    """An fd that has its end of file once nobody holds the helper's lock.
+
+    flock(2) cannot be polled for, so a thread of its own waits.
     """
     import threading
 
-    released = threading.Event()
+    read, write = os.pipe2(os.O_CLOEXEC)
 
     def wait() -> None:
-        fd = os.open(paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            fd = os.open(paths.helper_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            finally:
+                os.close(fd)
         finally:
-            os.close(fd)
-        released.set()
+            os.close(write)
 
     threading.Thread(target=wait, name="vmgr-helper-end", daemon=True).start()
-    return released.wait(deadline)
+    return read
 
 
 def _refuse_foreign_file(path: str) -> None:
@@ -243,4 +303,6 @@ def _refuse_foreign(path: str, owner: int) -> None:
 
 
 def _see_log(paths: Paths) -> str:
+    if not paths.helper_log.exists():
+        return "see what is missing with: vmgr doctor"
     return f"see {paths.helper_log}"

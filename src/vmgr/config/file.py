@@ -63,6 +63,11 @@ class Config:
             log.warning("%s", warning)
         return cls(path, found, warnings)
 
+    @classmethod
+    def defaults(cls, paths: Paths) -> Config:
+        """All defaults, for when the file cannot be read."""
+        return cls(paths.config_file, {}, [])
+
     def get(self, key: str) -> Value:
         """The value in use: sizes in bytes, durations in seconds.
 

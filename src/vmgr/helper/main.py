@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vmgr._version import __version__
-from vmgr.errors import ConflictError, StateError, VmgrError
+from vmgr.errors import ConflictError, StateError, VmgrError, broken_installation
 from vmgr.helper import crash, watchdog
 from vmgr.helper.context import take_control
 from vmgr.helper.logfile import LogFile
@@ -58,6 +58,8 @@ def main() -> NoReturn:
         ready.failed(error)
         sys.exit(1)
     logfile = LogFile(paths.helper_log)
+    if options.ready_fd is not None:
+        _let_go_of_stderr()  # the launcher's, for what goes wrong until here
     fatal = _Fatal(paths, logfile)
     fatal.install()
     fatal.on_crash = ready.failed
@@ -67,6 +69,10 @@ def main() -> NoReturn:
         log.error("cannot start: %s", error)  # noqa: TRY400 (the sentence says it all)
         ready.failed(error)
         status = 1
+    except ModuleNotFoundError as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400 (no bug of ours: a file is gone)
+        ready.failed(broken_installation(error.name))
+        status = 1
     except BaseException as error:  # noqa: BLE001 (the end of the line: report and exit)
         fatal(error)
     else:
@@ -75,6 +81,12 @@ def main() -> NoReturn:
     logfile.close()
     os.close(lock)
     sys.exit(status)
+
+
+def _let_go_of_stderr() -> None:
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 class _Ready:
@@ -87,11 +99,15 @@ class _Ready:
         self._say(b"ready\n")
 
     def failed(self, error: VmgrError) -> None:
-        from vmgr.helper.server import error_body
+        # Not by way of the server: it may be what cannot be imported.
+        from vmgr.api.models import ErrorBody
 
         if self._fd is None:
             print(f"vmgr-helper: {error}", file=sys.stderr)  # noqa: T201 (run by hand)
-        self._say(b"error: " + msgspec.json.encode(error_body(error)) + b"\n")
+        body = ErrorBody(
+            code=error.code, message=error.message, next_step=error.next_step, details=error.details
+        )
+        self._say(b"error: " + msgspec.json.encode(body) + b"\n")
 
     def _say(self, line: bytes) -> None:
         if self._fd is not None:
@@ -170,8 +186,10 @@ def _listen(paths: Paths) -> socket.socket:
     try:
         path.unlink(missing_ok=True)
         listening.bind(os.fspath(path))
-        path.chmod(0o600)
         listening.listen(128)
+        # Now, not before: a client that waits for us to listen is woken by it. Between the two the
+        # umask has kept others out.
+        path.chmod(0o600)
         listening.settimeout(0)
     except OSError as error:
         listening.close()

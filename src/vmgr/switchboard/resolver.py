@@ -2,6 +2,7 @@
 
 Machines ask the gateway. `NAME.vmgr.internal` is answered from the table of machines, and so is
 which machine an address of theirs is (ping, ssh and sudo ask that by themselves, and would wait).
+which machine an address of theirs is: ping, ssh and sudo ask that by themselves, and would wait.
 All else goes to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is
 followed with the next question. Those are asked from sockets of the host's network, made before
 this process entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress

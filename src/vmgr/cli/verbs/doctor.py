@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from vmgr.cli.connection import client
 from vmgr.cli.output import bytes_text, fields, paint, print_json, printable
+from vmgr.errors import CancelledByUserError, UsageError, VmgrError
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import AuditedFd
+    from vmgr.api.models import AuditedFd, DoctorReport
 
 DESCRIPTION = """Check what vmgr needs of this host. Each thing that is missing is named with the
-exact command that mends it. Exits with 1 when something is broken.
+exact command that mends it. Exits with 1 when something is broken. Works without the helper, too.
 
 With --audit look at the running processes of vmgr instead: what each has open, which rights it has,
 and whether it keeps the rules. Exits with 1 when one is broken."""
@@ -41,7 +42,7 @@ def execute(options: argparse.Namespace) -> int:
     """Do it."""
     if options.audit:
         return _audit(as_json=options.json)
-    report = client().doctor()
+    report = _report()
     if options.json:
         print_json(report)
     else:
@@ -53,6 +54,35 @@ def execute(options: argparse.Namespace) -> int:
             if check.fix:
                 print(f"    fix: {printable(check.fix)}")
     return 1 if any(check.status == "error" for check in report.checks) else 0
+
+
+def _report() -> DoctorReport:
+    """What the helper sees; where it cannot be started, what is seen from here."""
+    try:
+        return client().doctor()
+    except (UsageError, CancelledByUserError):
+        raise
+    except VmgrError as error:
+        return _without_helper(error)
+
+
+def _without_helper(reason: VmgrError) -> DoctorReport:
+    import asyncio
+
+    from vmgr.api.models import Check, DoctorReport
+    from vmgr.config import Config
+    from vmgr.doctor import examine
+    from vmgr.paths import Paths
+
+    paths = Paths.from_environment()
+    try:
+        config = Config.load(paths)
+    except VmgrError:  # one of the checks says so
+        config = Config.defaults(paths)
+    report = asyncio.run(examine(paths, config))
+    summary = f"it cannot be asked, so this command looked itself: {reason.message}"
+    helper = Check(name="helper", status="error", summary=summary, fix=reason.next_step)
+    return DoctorReport(checks=[helper, *report.checks])
 
 
 def _audit(*, as_json: bool) -> int:
