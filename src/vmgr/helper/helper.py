@@ -20,8 +20,10 @@ from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
+from vmgr.helper.policy import Policies
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
+from vmgr.helper.resolving import follow_resolver
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
@@ -71,6 +73,7 @@ class Helper:
             self._sandbox_required,
         )
         self.ports = Ports(self)
+        self.policies = Policies(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -89,9 +92,11 @@ class Helper:
         await self.images.reconcile()
         await self.templates.reconcile()
         await self.network.adopt()
+        self.network.watch_addresses()
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
+        self.watchers.start(follow_resolver(self), name="the host's resolver")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -132,6 +137,11 @@ class Helper:
     def _network_event(self, kind: str, machine_id: str, data: dict[str, object]) -> None:
         name = next((m.name for m in self.machines.all() if m.row.id == machine_id), None)
         self.events.publish(kind, name, **data)
+        if kind == "network.egress":
+            for machine in self.machines.all():
+                machine.egress_problem = self.policies.egress_problem(machine.row)
+        if kind == "network.denied":
+            self.policies.denied(machine_id, data)
         if kind == "network.restarted" and data.get("process") == "switchboard":
             self.watchers.start(self.ports.reopen(), name="reopening ports")
 
