@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmgr.network.network import host_addresses
+from vmgr.network.hosts import host_addresses, host_addresses6
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,3 +43,14 @@ def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
 
 def test_this_host() -> None:
     assert not any(address.startswith("127.") for address in host_addresses())
+
+
+def test_the_hosts_own_ipv6_addresses(tmp_path: Path) -> None:
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "00000000000000000000000000000001 01 80 10 80       lo\n"
+        "fe800000000000000000000000000001 02 40 20 80     eth0\n"
+        "20010db8000000000000000000000001 02 40 00 80     eth0\n"
+    )
+    assert host_addresses6(table) == ["2001:db8::1"]
+    assert host_addresses6(tmp_path / "none") == []

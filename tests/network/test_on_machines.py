@@ -7,16 +7,15 @@ nothing leaves. Making them takes root.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import SMALL, Home, kill_and_wait, short_directory
+from tests.network.world import HOLD, NetworkedHome, started, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,13 +43,8 @@ print("ready", flush=True)
 SAY = "exec 3<>/dev/tcp/{}/80 && cat <&3"
 
 
-class NetworkedHome(Home):
-    """A home whose helper lives in a network that the test made."""
-
-    host: int = 0
-
-    def command(self, *arguments: str) -> list[str]:
-        return ["nsenter", f"--net=/proc/{self.host}/ns/net", *super().command(*arguments)]
+class Talking(NetworkedHome):
+    """Its machines connect to what serves port 80."""
 
     def says(self, machine: str, address: str) -> tuple[int, str]:
         done = self.vmgr(
@@ -58,49 +52,11 @@ class NetworkedHome(Home):
         )
         return done.returncode, (done.stdout + done.stderr).decode()
 
-    def last_event(self) -> int:
-        """A number that comes after all events so far: they count microseconds."""
-        self.helper_pid()
-        return time.time_ns() // 1_000
-
-    def wait_for_event(self, kind: str, since: int) -> dict[str, Any]:
-        with self.start("events", "--json", "--since", "0", bufsize=0) as following:
-            assert following.stdout is not None
-            try:
-                while select.select([following.stdout], [], [], 120)[0]:
-                    event: dict[str, Any] = json.loads(following.stdout.readline())
-                    if event["kind"] == kind and event["at"] * 1e6 > since:
-                        return event
-            finally:
-                following.kill()
-        pytest.fail(f"no {kind} came:\n{self.logs()}")
-
-    def network_process(self, name: str) -> int:
-        record = json.loads((self.root / "run/vmgr/network.json").read_text())
-        return int(record[name]["pid"])
-
-
-def started(stack: contextlib.ExitStack, *argv: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
-    stack.callback(process.stdout.close)  # type: ignore[union-attr]
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0]
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def within(process: subprocess.Popen[bytes], command: str) -> None:
-    subprocess.run(
-        ["nsenter", f"--net=/proc/{process.pid}/ns/net", "sh", "-ec", command], check=True
-    )
-
 
 @pytest.fixture(scope="module")
-def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
+def world(shared_images: tuple[Path, Path]) -> Iterator[Talking]:
     with contextlib.ExitStack() as stack:
-        hold = ("unshare", "--net", "--", "sh", "-c", "echo ready; exec sleep infinity")
+        hold = ("unshare", "--net", "--", *HOLD)
         host, internet = started(stack, *hold), started(stack, *hold)
         within(
             host,
@@ -121,7 +77,7 @@ def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
                 stack, "nsenter", f"--net=/proc/{where.pid}/ns/net", sys.executable, "-c",
                 LISTENER.replace("ADDRESSES", repr(addresses)),
             )  # fmt: skip
-        home = NetworkedHome(short_directory(), *shared_images)
+        home = Talking(short_directory(), *shared_images)
         home.host = host.pid
         # The kernel bundle is built with the outer network, where the mirrors are.
         builder = Home(short_directory(), *shared_images)
@@ -138,7 +94,7 @@ def world(shared_images: tuple[Path, Path]) -> Iterator[NetworkedHome]:
         yield home
 
 
-def test_what_each_access_reaches(world: NetworkedHome) -> None:
+def test_what_each_access_reaches(world: Talking) -> None:
     assert world.says("a", INTERNET) == (0, f"hello from {INTERNET}")
     assert world.says("a", LAN) == (0, f"hello from {LAN}")
     assert world.says("i", INTERNET) == (0, f"hello from {INTERNET}")
@@ -153,7 +109,7 @@ def test_what_each_access_reaches(world: NetworkedHome) -> None:
         assert "refused" in said or "No route" in said, said
 
 
-def test_machines_know_each_others_names(world: NetworkedHome) -> None:
+def test_machines_know_each_others_names(world: Talking) -> None:
     world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
     done = world.vmgr("exec", "a", "--", "getent", "ahostsv4", "b.vmgr.internal")
     assert world.json("info", "b")["network"]["address"] in done.stdout.decode()
@@ -162,7 +118,7 @@ def test_machines_know_each_others_names(world: NetworkedHome) -> None:
     assert world.vmgr("exec", "n", "--", "getent", "hosts", "b", check=False).returncode == 2
 
 
-def test_a_denied_connection_is_an_event(world: NetworkedHome) -> None:
+def test_a_denied_connection_is_an_event(world: Talking) -> None:
     since = world.last_event()
     world.says("i", LAN)
     event = world.wait_for_event("network.denied", since)
@@ -170,7 +126,7 @@ def test_a_denied_connection_is_an_event(world: NetworkedHome) -> None:
     assert event["data"] == {"address": LAN, "protocol": "tcp", "port": 80}
 
 
-def test_a_machine_cannot_speak_under_another_address(world: NetworkedHome) -> None:
+def test_a_machine_cannot_speak_under_another_address(world: Talking) -> None:
     b = world.json("info", "b")["network"]["address"]
     script = f"ip address add {b}/32 dev eth0; ping -c 2 -i 0.2 -W 2 -I {b} 198.19.0.1; r=$?; "
     script += f"ip address del {b}/32 dev eth0; exit $r"
@@ -182,7 +138,7 @@ def test_a_machine_cannot_speak_under_another_address(world: NetworkedHome) -> N
 
 @pytest.mark.parametrize("victims", [["switchboard"], ["egress"], ["helper"],
                                      ["helper", "switchboard"]])  # fmt: skip
-def test_killed_processes_come_back(world: NetworkedHome, victims: list[str]) -> None:
+def test_killed_processes_come_back(world: Talking, victims: list[str]) -> None:
     pids = {
         name: world.helper_pid() if name == "helper" else world.network_process(name)
         for name in victims
@@ -220,7 +176,7 @@ print(answer.decode(), end="")
 """
 
 
-def ask(world: NetworkedHome, address: str, port: int) -> str:
+def ask(world: Talking, address: str, port: int) -> str:
     done = subprocess.run(
         [
             "nsenter", f"--net=/proc/{world.host}/ns/net", sys.executable, "-c", ASK, address,
@@ -231,7 +187,7 @@ def ask(world: NetworkedHome, address: str, port: int) -> str:
     return done.stdout or done.stderr.strip().splitlines()[-1]
 
 
-def test_ports_of_the_host_lead_into_a_machine(world: NetworkedHome) -> None:
+def test_ports_of_the_host_lead_into_a_machine(world: Talking) -> None:
     with world.start("exec", "a", "--", "perl", "-e", SERVE, "80") as serving:
         assert serving.stdout is not None
         assert select.select([serving.stdout], [], [], 60)[0]
@@ -259,7 +215,7 @@ def test_ports_of_the_host_lead_into_a_machine(world: NetworkedHome) -> None:
         serving.kill()
 
 
-def test_the_network_ends_with_the_last_machine(world: NetworkedHome) -> None:
+def test_the_network_ends_with_the_last_machine(world: Talking) -> None:
     for name in ("a", "b", "i", "n"):
         world.vmgr("kill", name)
     world.vmgr("helper", "stop")

@@ -19,6 +19,7 @@ __all__ = [
     "ConfigEntry",
     "CreateMachine",
     "CreateSnapshot",
+    "Denied",
     "DoctorReport",
     "Error",
     "ErrorBody",
@@ -39,6 +40,7 @@ __all__ = [
     "MachineRemoved",
     "MachineStatus",
     "NetworkAccess",
+    "NetworkChange",
     "NetworkInfo",
     "PortForward",
     "SandboxLevel",
@@ -152,6 +154,11 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     access: NetworkAccess | None = None
     """What it may reach: everything, the internet alone (not this computer, its LAN or other
     machines), or nothing; None: as configured, and `internet` for an ephemeral one."""
+    allow: list[str] | None = None
+    """All that it may reach, within `access`: `DOMAIN|ADDRESS|CIDR[:PORT][/udp]` each. `*.` before
+    a domain means what is below it. None: whatever `access` permits."""
+    host_access: list[Annotated[int, Meta(ge=1, le=65535)]] = field(default_factory=list)
+    """TCP ports of this computer's loopback that it may reach, as `host.vmgr.internal`."""
     ports: list[PortForward] = field(default_factory=list)
     auto_ports: bool | None = None
     """Whether what it listens on appears on this computer; None: as configured, and not for an
@@ -184,6 +191,34 @@ class PortForward(Model, frozen=True, kw_only=True):
     """Why it has another number than in the machine, or is not open."""
 
 
+class Denied(Model, frozen=True, kw_only=True):
+    """Something that a machine tried to reach and may not."""
+
+    name: str | None = None
+    """What it asked for, as far as is known."""
+    address: str | None = None
+    port: int | None = None
+    protocol: str
+    """`dns`: it may not ask for the name, or not reach what the name means."""
+    count: int
+    last_at: float
+
+
+class NetworkChange(Model, frozen=True, kw_only=True):
+    """What a machine may reach from now on; what is not named stays as it is."""
+
+    access: NetworkAccess | None = None
+    allow: list[str] | None = None
+    """The whole allow-list, in place of another."""
+    allow_any: bool = False
+    """No allow-list at all."""
+    add: list[str] = field(default_factory=list)
+    """Rules to add; the first begins an allow-list."""
+    remove: list[str] = field(default_factory=list)
+    """Rules to take away. With none left, nothing is allowed."""
+    host_access: list[Annotated[int, Meta(ge=1, le=65535)]] | None = None
+
+
 class NetworkInfo(Model, frozen=True, kw_only=True):
     """A machine's place in the network."""
 
@@ -200,6 +235,11 @@ class NetworkInfo(Model, frozen=True, kw_only=True):
     """`user-mode`: QEMU's own, where this host permits nothing better."""
     problem: str | None
     """What does not work, and why."""
+    allow: list[str] | None = None
+    """All that it may reach, within `access`; None: it has no allow-list."""
+    host_access: list[int] = field(default_factory=list)
+    denied: list[Denied] = field(default_factory=list)
+    """What it was denied lately, the latest first, since the helper started."""
 
 
 class MachineInfo(Model, frozen=True, kw_only=True):

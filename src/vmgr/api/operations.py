@@ -207,6 +207,14 @@ OPERATIONS: dict[str, Operation] = {
             response=m.SnapshotInfo,
         ),
         Operation(
+            "network_change",
+            "POST",
+            "/machines/{machine}/network",
+            "Change what it may reach, also while it runs",
+            m.NetworkChange,
+            m.MachineInfo,
+        ),
+        Operation(
             "port_list",
             "GET",
             "/machines/{machine}/ports",

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parser",
+    "allow_option",
     "cold_option",
     "command_of",
     "environment",
+    "host_access_option",
     "machine_argument",
     "machine_options",
     "machine_size",
+    "net_option",
     "network_options",
     "port",
     "port_number",
@@ -160,6 +163,13 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         "-p", "--publish", action="append", type=port, default=[], dest="ports",
         metavar="[IP:]HOST:GUEST[/udp]", help="forward a port of this computer to it",
     )  # fmt: skip
+    net_option(parser)
+    allow_option(parser)
+    host_access_option(parser)
+
+
+def net_option(parser: argparse.ArgumentParser) -> None:
+    """Declare which networks a machine reaches."""
     parser.add_argument(
         "--auto-ports", action=argparse.BooleanOptionalAction,
         help="whether what it listens on appears on this computer by itself",
@@ -168,6 +178,34 @@ def network_options(parser: argparse.ArgumentParser) -> None:
         "--net", choices=("full", "internet", "none"), metavar="WHAT",
         help="what it may reach: full, internet (not this computer, its LAN, other machines), none",
     )  # fmt: skip
+
+
+def allow_option(parser: argparse._ActionsContainer) -> None:
+    """Declare an allow-list."""
+    parser.add_argument(
+        "--allow", action="append", metavar="DOMAIN|ADDRESS|CIDR[:PORT][/udp]",
+        help="of that, let it reach this and nothing else; may be given several times",
+    )  # fmt: skip
+
+
+def host_access_option(parser: argparse.ArgumentParser, *, none: bool = False) -> None:
+    """Declare ports of this computer's loopback."""
+    parser.add_argument(
+        "--host-access", type=_none_or_ports if none else _ports, metavar="PORT[,PORT]",
+        help="let it reach these TCP ports of this computer's 127.0.0.1, as host.vmgr.internal"
+        + ("; or: none" if none else ""),
+    )  # fmt: skip
+
+
+def _none_or_ports(text: str) -> list[int]:
+    return [] if text == "none" else _ports(text)
+
+
+def _ports(text: str) -> list[int]:
+    ports = text.split(",")
+    if not all(port.isdecimal() and 0 < int(port) <= _PORT_MAX for port in ports):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a list of ports like 5432,6379')
+    return [int(port) for port in ports]
 
 
 def port(text: str) -> PortForward:

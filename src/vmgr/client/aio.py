@@ -213,6 +213,11 @@ class AsyncClient:
         """Remove a snapshot, `MACHINE:TAG`."""
         return await self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
 
+    # -- the network -------------------------------------------------------------------------------
+    async def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:
+        """Change what a machine may reach, also while it runs."""
+        return await self._call(m.MachineInfo, "network_change", {"machine": machine}, body=change)
+
     # -- ports -------------------------------------------------------------------------------------
     async def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""

@@ -208,6 +208,11 @@ class Client:
         """Remove a snapshot, `MACHINE:TAG`."""
         return self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
 
+    # -- the network -------------------------------------------------------------------------------
+    def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:
+        """Change what a machine may reach, also while it runs."""
+        return self._call(m.MachineInfo, "network_change", {"machine": machine}, body=change)
+
     # -- ports -------------------------------------------------------------------------------------
     def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""

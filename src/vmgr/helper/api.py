@@ -185,6 +185,13 @@ class Api(Streaming):
     async def snapshot_remove(self, call: Call) -> m.SnapshotInfo:
         return await self._helper.snapshots.remove(call.path["snapshot"])
 
+    # -- the network ------------------------------------------------------------------------
+
+    async def network_change(self, call: Call) -> m.MachineInfo:
+        machine = self._helper.machines.get(call.path["machine"])
+        await self._helper.policies.change(machine, call.body)
+        return await self._helper.machines.info(machine.name)
+
     # -- ports ------------------------------------------------------------------------------
 
     async def port_list(self, call: Call) -> list[m.PortForward]:

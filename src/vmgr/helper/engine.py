@@ -152,6 +152,11 @@ class Engine:
             logger=log,
         )
 
+    async def renew_network(self, machine: Machine) -> None:
+        """Tell a machine that runs what its network is to be, once more."""
+        if machine.status == "running" and machine.channel is not None:
+            await self._plugging.configure(machine, machine.channel)
+
     # -- after a helper's death -----------------------------------------------------------------
 
     async def adopt(self, machine: Machine) -> None:

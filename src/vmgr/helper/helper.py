@@ -22,8 +22,10 @@ from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
 from vmgr.helper.names import Names
+from vmgr.helper.policy import Policies
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
+from vmgr.helper.resolving import follow_resolver
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.ssh import Ssh
 from vmgr.helper.store import Store
@@ -77,6 +79,7 @@ class Helper:
         self.ports = Ports(self)
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
+        self.policies = Policies(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -95,6 +98,7 @@ class Helper:
         await self.images.reconcile()
         await self.templates.reconcile()
         await self.network.adopt()
+        self.network.watch_addresses()
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
@@ -106,6 +110,7 @@ class Helper:
         else:
             if port:
                 await self.names.open(str(NAMES4), port)
+        self.watchers.start(follow_resolver(self), name="the host's resolver")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -156,6 +161,11 @@ class Helper:
     def _network_event(self, kind: str, machine_id: str, data: dict[str, object]) -> None:
         name = next((m.name for m in self.machines.all() if m.row.id == machine_id), None)
         self.events.publish(kind, name, **data)
+        if kind == "network.egress":
+            for machine in self.machines.all():
+                machine.egress_problem = self.policies.egress_problem(machine.row)
+        if kind == "network.denied":
+            self.policies.denied(machine_id, data)
         if kind == "network.restarted" and data.get("process") == "switchboard":
             self.watchers.start(self.ports.reopen(), name="reopening ports")
 

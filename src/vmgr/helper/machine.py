@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmgr.agent import AgentChannel, AgentHello
-    from vmgr.api.models import MachineStatus, NetworkAccess, PortForward, SandboxLevel
+    from vmgr.api.models import Denied, MachineStatus, NetworkAccess, PortForward, SandboxLevel
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
@@ -65,6 +65,10 @@ class Machine:
         self._saving = asyncio.Lock()
         self.vmm: Vmm | None = None
         self.channel: AgentChannel | None = None
+        self.denied: tuple[Denied, ...] = ()
+        """What it was denied in the network, the latest first."""
+        self.egress_problem: str | None = None
+        """Why it has no internet though it has a network."""
         self.kill_reason: str | None = None
         """Why we are ending the VMM, told to whoever waits for the machine."""
         self.adopted = asyncio.Event()
@@ -252,7 +256,10 @@ class Machine:
             loopback=str(identity.loopback),
             name=f"{row.name}.{DOMAIN}",
             kind=cast("Any", kind),
-            problem=row.network_problem if live else None,
+            problem=(row.network_problem or self.egress_problem) if live else None,
+            allow=row.allow,
+            host_access=row.host_access,
+            denied=list(self.denied),
         )
 
 

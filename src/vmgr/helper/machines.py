@@ -48,6 +48,7 @@ from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
 from vmgr.machine.sizes import format_size
+from vmgr.network import canonical
 from vmgr.network.addresses import free_number
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Machines:
         """
         name = self._free_name(request.name)
         check_ports(request.ports)
+        await self._helper.policies.check(request)
         if request.snapshot is not None:
             return await self._helper.snapshots.make(request.snapshot, request)
         row, image = await self._row(request, name)
@@ -224,6 +226,8 @@ class Machines:
             cold=request.cold,
             access=request.access
             or ("internet" if request.ephemeral else str(config.get("network.access"))),
+            allow=None if request.allow is None else canonical(request.allow),
+            host_access=sorted(set(request.host_access)),
             created_at=time.time(),
         )
         self._check_cpus(row.cpus)

@@ -10,11 +10,12 @@ import contextlib
 import ipaddress
 import logging
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from vmgr.agent import Network
-from vmgr.errors import VmgrError
+from vmgr.errors import UnsupportedError, VmgrError
+from vmgr.helper.policy import reach_of
+from vmgr.helper.resolving import RESOLV_CONF, read_resolution
 from vmgr.network.addresses import DOMAIN, GATEWAY4, identity_of
 from vmgr.vmm import VmmNetwork
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine
-    from vmgr.network import Access
 
 __all__ = ["Plugging"]
 
@@ -48,10 +48,17 @@ class Plugging:
         row = machine.row
         assert row.number is not None  # noqa: S101 (given when it was made or found)
         mac = identity_of(row.id, row.number).mac.hex(":")
-        plugged = await self._helper.network.plug(
-            row.id, row.name, row.number, cast("Access", row.access)
-        )
+        reach = reach_of(row)
+        plugged = await self._helper.network.plug(row.id, row.name, row.number, reach)
+        if plugged.interface is None and reach.needs_switchboard:
+            raise UnsupportedError(
+                f"machine {row.name} has an allow-list or host access, which only vmgr's own "
+                f"network enforces, and that cannot be had: {plugged.problem}",
+                next_step="see the exact fix with: vmgr doctor; or do without: "
+                f"vmgr net set {row.name} --allow-any --host-access none",
+            )
         problem = plugged.problem
+        machine.egress_problem = self._helper.policies.egress_problem(row)
         user_mode: Any = None
         if plugged.interface is None and row.access != "none":
             user_mode = str((await self._helper.settings()).get("network.fallback"))
@@ -71,12 +78,18 @@ class Plugging:
 
     async def tell(self, machine: Machine, channel: AgentChannel) -> None:
         """Have the agent configure the machine's device; a failure is noted."""
+        await self.configure(machine, channel)
+        await self.open_ports(machine)
+
+    async def configure(self, machine: Machine, channel: AgentChannel) -> None:
+        """The same, for a machine whose ports are open."""
         row = machine.row
         if row.number is None or (row.interface is None and not row.fallback):
             await self.open_ports(machine)  # through the agent
             return
         identity = identity_of(row.id, row.number)
-        search = await self._helper.executors.in_files(host_search_domains)
+        _, domains = await self._helper.executors.in_files(read_resolution, RESOLV_CONF)
+        search = list(domains)
         if row.fallback:
             asked = Network(
                 mac=identity.mac,
@@ -102,7 +115,6 @@ class Plugging:
             problem = f"the machine's own side is not set up: {error.message}"
             self._helper.events.publish("machine.network", machine.name, problem=problem)
             await machine.save(network_problem=problem)
-        await self.open_ports(machine)
 
     async def open_ports(self, machine: Machine) -> None:
         """Forward the machine's ports; a failure is told."""
@@ -116,7 +128,7 @@ class Plugging:
         row = machine.row
         if row.number is not None and row.interface is not None:
             await self._helper.network.readopt(
-                row.id, row.name, row.number, cast("Access", row.access), row.interface
+                row.id, row.name, row.number, reach_of(row), row.interface
             )
         await self.open_ports(machine)
 
@@ -130,18 +142,3 @@ def _fallback_note(problem: str | None, user_mode: str | None) -> str:
     if user_mode == "isolated":
         return f"{why}; it has no internet (vmgr config set network.fallback open gives it QEMU's)"
     return why
-
-
-def host_search_domains(path: Path = Path("/etc/resolv.conf")) -> list[str]:
-    """The domains in which this computer looks for short names."""
-    found: list[str] = []
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file.read(65_536).splitlines():
-                words = line.split()
-                if words[:1] in (["search"], ["domain"]):  # the last one counts, resolv.conf(5)
-                    found = words[1:]
-    except OSError:
-        return []
-    fits = [d.rstrip(".") for d in found if d.isascii() and 0 < len(d.rstrip(".")) < 254]  # noqa: PLR2004
-    return [d for d in fits if all(c.isalnum() or c in "-._" for c in d)][:6]

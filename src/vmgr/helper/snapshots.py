@@ -28,6 +28,7 @@ from vmgr.helper.forking import copied_row
 from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
+from vmgr.network import canonical
 from vmgr.saved import files as saved_files
 from vmgr.snapshot import (
     Snapshot,
@@ -246,6 +247,8 @@ class Snapshots:
         machine = await machines.add(
             msgspec.structs.replace(
                 copied_row(row, name), ports=request.ports, access=request.access or row.access,
+                allow=row.allow if request.allow is None else canonical(request.allow),
+                host_access=sorted(set(request.host_access)) or row.host_access,
             )
         )  # fmt: skip
         async with machine.lock:

@@ -57,6 +57,10 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     """Its number in the network, from which its addresses come."""
     access: str = "full"
     """What it may reach: `full`, `internet` or `none`."""
+    allow: list[str] | None = None
+    """All that it may reach, within `access`, as rules; None: no allow-list."""
+    host_access: list[int] = []
+    """Ports of this computer's loopback that it may reach."""
     interface: str | None = None
     """The tap that its VMM holds."""
     fallback: bool = False

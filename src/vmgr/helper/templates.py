@@ -22,6 +22,7 @@ from vmgr.artifact.threads import in_thread
 from vmgr.errors import NotFoundError, StateError, VmgrError
 from vmgr.helper.sharedwork import SharedWork
 from vmgr.image import base_of
+from vmgr.network import Reach
 from vmgr.network.addresses import TEMPLATE, identity_of
 from vmgr.saved import load_memory
 from vmgr.spawner import ProcessFailedError
@@ -289,7 +290,7 @@ class Templates:
             yield kind
             return
         network = self._helper.network
-        plugged = await network.plug(machine, "template", TEMPLATE, "none")
+        plugged = await network.plug(machine, "template", TEMPLATE, Reach("none"))
         if plugged.fd is None:
             raise StateError(f"the template's machine has no network: {plugged.problem}")
         try:

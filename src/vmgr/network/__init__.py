@@ -1,7 +1,17 @@
 """The helper's half of the network: processes that make it, the line to the switchboard, ports."""
 
 from vmgr.network.addresses import Identity, identity_of
-from vmgr.network.network import Access, Network, Plugged
+from vmgr.network.network import Network, Plugged
+from vmgr.network.reach import Access, Reach, canonical
 from vmgr.network.strays import strays
 
-__all__ = ["Access", "Identity", "Network", "Plugged", "identity_of", "strays"]
+__all__ = [
+    "Access",
+    "Identity",
+    "Network",
+    "Plugged",
+    "Reach",
+    "canonical",
+    "identity_of",
+    "strays",
+]

@@ -11,15 +11,17 @@ so.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
 import os
+import socket
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import VmgrError
 from vmgr.network.addresses import identity_of
+from vmgr.network.egress import Egress
+from vmgr.network.hosts import AddressWatch, own_addresses
 from vmgr.network.line import Line
 from vmgr.network.processes import NetworkProcesses
 from vmgr.switchboard import messages as m
@@ -29,14 +31,15 @@ if TYPE_CHECKING:
 
     from vmgr.network.addresses import Identity
     from vmgr.network.processes import Part
+    from vmgr.network.reach import Reach
     from vmgr.paths import Paths
     from vmgr.spawner import Process
 
     Start = Callable[[Coroutine[object, object, None], str], object]
 
-__all__ = ["Access", "Network", "Plugged"]
+__all__ = ["Network", "Plugged"]
 
-Access = Literal["full", "internet", "none"]
+_STOCK: Final = 256  # connections of machines to this computer at one time
 _AGAIN: Final = 1.0  # seconds between two starts of a process that keeps ending
 
 _TUN: Final = "/dev/net/tun"
@@ -80,21 +83,66 @@ class Network:
         self._line: Line | None = None
         self._machines: dict[str, m.Plug] = {}
         self._closing = asyncio.Event()
+        self._addresses: AddressWatch | None = None
+        self._resolvers: list[str] | None = None
+        self._stocked: Line | None = None
         self.problem: str | None = None
         """Why there is no network at all, as far as is known."""
-        self.egress_problem: str | None = None
+        self._egress = Egress(
+            self._processes, start, lambda kind, data: on_event(kind, "", data),
+            lambda: bool(self._machines), self._outward,
+        )  # fmt: skip
+
+    @property
+    def egress_problem(self) -> str | None:
         """Why machines have no internet."""
+        return self._egress.problem
+
+    def watch_addresses(self) -> None:
+        """Follow this computer's addresses: a network that it joins gives it others."""
+        try:
+            self._addresses = AddressWatch(self._tell_hosts)
+        except OSError as error:
+            log.warning("this computer's addresses are not followed: %s", error)
+
+    def _tell_hosts(self, addresses: list[str]) -> None:
+        self._start(self._tell_host(m.Host(addresses=addresses)), "this computer's addresses")
+
+    async def use_resolvers(self, servers: list[str]) -> None:
+        """Names are resolved by these from now on."""
+        self._resolvers = servers
+        await self._tell_host(m.Host(resolvers=servers))
+
+    async def _tell_host(self, about: m.Host) -> None:
+        try:
+            async with self._lock:
+                if self._line is not None and not self._line.ended.is_set():
+                    await self._line.ask(about)
+        except (VmgrError, OSError, TimeoutError) as error:
+            log.warning("the switchboard does not hear of a change of this host: %s", error)
+
+    async def _stock(self, line: Line, reach: list[int]) -> None:
+        """See that a switchboard has sockets for machines that reach ports of this computer."""
+        if not reach or line is self._stocked:
+            return
+        for _ in range(_STOCK // m.MAX_FDS):
+            with contextlib.ExitStack() as stack:
+                made = [stack.enter_context(socket.socket()) for _ in range(m.MAX_FDS)]
+                await line.ask(m.Host(), tuple(sock.fileno() for sock in made))
+        self._stocked = line
 
     async def adopt(self) -> None:
         """Go on with what an earlier helper started."""
         await self._processes.adopt()
         if (switchboard := self._processes.switchboard) is not None:
             try:
-                self._connected(switchboard)
-            except OSError as error:
+                known, _ = await self._connected(switchboard).ask(m.Hello())
+                if known.get("version") != m.VERSION:  # it would not know what we ask of it
+                    await switchboard.stop()
+            except (VmgrError, OSError, TimeoutError) as error:
                 log.warning("the switchboard is not reached: %s", error)
-        if (egress := self._processes.egress) is not None:
-            self._start(self._watch_egress(egress), "egress")
+        if self._processes.egress is not None:
+            await self._egress.ensure()
 
     def parts(self) -> list[Part]:
         """The processes that make it, for who looks at them."""
@@ -115,12 +163,13 @@ class Network:
             return False
         return True
 
-    async def plug(self, machine: str, name: str, number: int, access: Access) -> Plugged:
+    async def plug(self, machine: str, name: str, number: int, reach: Reach) -> Plugged:
         """Make a place for a machine that starts; never fails."""
-        request = _plug(machine, name, identity_of(machine, number), access)
+        request = _plug(machine, name, identity_of(machine, number), reach)
         try:
             async with self._lock:
                 line = await self._ready()
+                await self._stock(line, request.host_ports)
                 result, fds = await line.ask(request)
         except (VmgrError, OSError, TimeoutError) as error:
             self.problem = error.message if isinstance(error, VmgrError) else str(error)
@@ -129,22 +178,37 @@ class Network:
         self.problem = None
         interface = str(result.get("interface"))
         self._machines[machine] = _held(request, interface)
-        return Plugged(interface, fds[0] if fds else None, self.egress_problem)
+        return Plugged(interface, fds[0] if fds else None)
 
     async def readopt(
-        self, machine: str, name: str, number: int, access: Access, interface: str
+        self, machine: str, name: str, number: int, reach: Reach, interface: str
     ) -> None:
         """A machine that runs already holds `interface`."""
-        plug = _held(_plug(machine, name, identity_of(machine, number), access), interface)
+        plug = _held(_plug(machine, name, identity_of(machine, number), reach), interface)
         self._machines[machine] = plug
         try:
             async with self._lock:
                 line = await self._ready()
-                known, _ = await line.ask(m.Hello())
-                if machine not in known.get("machines", []):
-                    _close(await line.ask(plug))
+                # One that knows it already does nothing, unless what it may reach has changed.
+                await self._stock(line, plug.host_ports)
+                _close(await line.ask(plug))
         except (VmgrError, OSError, TimeoutError) as error:
             log.warning("machine %s is not in the network: %s", name, error)
+
+    async def change(
+        self, machine: str, name: str, number: int, reach: Reach, interface: str
+    ) -> None:
+        """A machine that is plugged in may reach something else from now on.
+
+        Raises:
+            StateError: the switchboard does not do it; what counted before counts on.
+        """
+        plug = _held(_plug(machine, name, identity_of(machine, number), reach), interface)
+        async with self._lock:
+            line = await self._ready()
+            await self._stock(line, plug.host_ports)
+            _close(await line.ask(plug))
+            self._machines[machine] = plug
 
     async def unplug(self, machine: str) -> None:
         """A machine's VMM has ended."""
@@ -208,6 +272,9 @@ class Network:
             keep: machines run.
         """
         self._closing.set()
+        if self._addresses is not None:
+            self._addresses.close()
+        await self._egress.close()
         if self._line is not None:
             self._line.close()
         if not keep:
@@ -222,10 +289,14 @@ class Network:
             await self._processes.start_switchboard()
             assert self._processes.switchboard is not None  # noqa: S101 (just started)
             line = self._connected(self._processes.switchboard)
+            if self._resolvers is not None:
+                await line.ask(m.Host(resolvers=self._resolvers))
             for plug in self._machines.values():
+                await self._stock(line, plug.host_ports)
                 _close(await line.ask(plug))
-        if self._processes.egress is None or not self._processes.egress.running:
-            await self._begin_egress()
+            if self._processes.egress is not None:
+                await self._outward()
+        await self._egress.ensure()
         assert self._line is not None  # noqa: S101 (connected above)
         return self._line
 
@@ -234,17 +305,10 @@ class Network:
         self._start(self._watch_switchboard(self._line, switchboard), "switchboard")
         return self._line
 
-    async def _begin_egress(self) -> None:
-        """No internet is no reason for no network."""
-        try:
-            await self._processes.start_egress()
-        except (VmgrError, OSError) as error:
-            self.egress_problem = error.message if isinstance(error, VmgrError) else str(error)
-            log.warning("%s", self.egress_problem)
-            return
-        self.egress_problem = None
-        assert self._processes.egress is not None  # noqa: S101 (just started)
-        self._start(self._watch_egress(self._processes.egress), "egress")
+    async def _outward(self) -> None:
+        """Have the switchboard set what the egress process does not."""
+        if self._line is not None and not self._line.ended.is_set():
+            await self._line.ask(m.Outward())
 
     async def _watch_switchboard(self, line: Line, switchboard: Process) -> None:
         await line.ended.wait()
@@ -267,18 +331,6 @@ class Network:
             self._on_event("network.restarted", "", {"process": "switchboard"})
             return
 
-    async def _watch_egress(self, egress: Process) -> None:
-        status = await egress.wait()
-        if self._closing.is_set() or self._processes.egress is not egress:
-            return
-        log.warning("the egress process %s; another is started", status)
-        if await self._closed_within(_AGAIN) or not self._machines:
-            return
-        async with self._lock:
-            if self._processes.egress is egress:
-                await self._begin_egress()
-        self._on_event("network.restarted", "", {"process": "egress"})
-
     async def _closed_within(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
@@ -291,36 +343,18 @@ class Network:
         self._on_event(f"network.{event.event}", event.machine, dict(event.data))
 
 
-def _plug(machine: str, name: str, identity: Identity, access: Access) -> m.Plug:
+def _plug(machine: str, name: str, identity: Identity, reach: Reach) -> m.Plug:
     return m.Plug(
         machine=machine,
         name=name,
         mac=identity.mac,
         address4=str(identity.address4),
         address6=str(identity.address6),
-        access=access,
-        host4=host_addresses(),
+        access=reach.access,
+        rules=reach.rules,
+        host_ports=list(reach.host_ports),
+        hosts=own_addresses(),
     )
-
-
-def host_addresses(table: Path = Path("/proc/net/fib_trie")) -> list[str]:
-    """This computer's own IPv4 addresses but those of its loopback, which nobody reaches anyway.
-
-    The kernel's routing table lists each as a leaf, `|-- ADDRESS`, with `/32 host LOCAL` below it.
-    """
-    found: set[str] = set()
-    address = ""
-    try:
-        text = table.read_text(encoding="ascii")  # procfs never blocks
-    except OSError:
-        return []
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["|--"]:
-            address = words[1]
-        elif words == ["/32", "host", "LOCAL"] and not address.startswith("127."):
-            found.add(str(ipaddress.IPv4Address(address)))
-    return sorted(found)
 
 
 def _held(plug: m.Plug, interface: str) -> m.Plug:

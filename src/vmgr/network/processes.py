@@ -18,6 +18,7 @@ import resource
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -44,6 +45,7 @@ _MONITOR_LINGERS: Final = 5.0
 _HOLD: Final = ("sh", "-c", "echo ready; exec sleep infinity")
 _EGRESS_NETWORK: Final = "198.19.255.0/24"  # as vmgr.switchboard.firewall has it
 _EGRESS: Final = "egress"
+_HAS_IPV6: Final = Path("/proc/net/if_inet6")
 _OPEN_FILES: Final = 65_536  # a forwarded connection has two, and its pipes
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class Part:
 
 
 class NetworkProcesses:
-    """Starts, finds and ends them. Methods are not called at the same time.
+    """Starts, finds and ends them; the same one is not asked for twice at the same time.
 
     Args:
         required: whether a process without a sandbox of namespaces will not do.
@@ -87,6 +89,7 @@ class NetworkProcesses:
     def __init__(self, paths: Paths, required: Callable[[], Awaitable[bool]]) -> None:
         self._paths = paths
         self._required = required
+        self._making = asyncio.Lock()
         self.holder: Process | None = None
         self.switchboard: Process | None = None
         self.egress: Process | None = None
@@ -130,6 +133,10 @@ class NetworkProcesses:
         Raises:
             UnsupportedError: this host does not let us have namespaces.
         """
+        async with self._making:
+            return await self._holder()
+
+    async def _holder(self) -> Process:
         if _lives(self.holder):
             assert self.holder is not None  # noqa: S101 (it lives)
             return self.holder
@@ -217,6 +224,8 @@ class NetworkProcesses:
                 next_step="run `apt-get install slirp4netns` as root",
             )
         need = await confined.egress_need(program)
+        # Whether it finds a way out over IPv6 shows when somebody connects.
+        ipv6 = ["--enable-ipv6"] if await asyncio.to_thread(_HAS_IPV6.exists) else []
         # By an fd: in a sandbox, the holder's number is nobody's.
         namespace = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -226,7 +235,7 @@ class NetworkProcesses:
                 [
                     str(program), "--configure", "--mtu=65520", f"--cidr={_EGRESS_NETWORK}",
                     "--disable-host-loopback", "--disable-dns", "--enable-seccomp",
-                    "--enable-sandbox", f"--ready-fd={say}", "--netns-type=path",
+                    "--enable-sandbox", *ipv6, f"--ready-fd={say}", "--netns-type=path",
                     f"/proc/self/fd/{namespace}", _EGRESS,
                 ],
                 need, stdout=nowhere, stderr=nowhere, pass_fds=(say, namespace),
@@ -269,7 +278,11 @@ class NetworkProcesses:
                     process = await launch(sandbox, write)
                 finally:
                     os.close(write)
-                said = await _line(read)
+                try:
+                    said = await _line(read)
+                except BaseException:  # nobody would know of it
+                    await asyncio.shield(process.stop(StopPolicy(None)))
+                    raise
             finally:
                 os.close(read)
             if said == wanted:

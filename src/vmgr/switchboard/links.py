@@ -17,12 +17,15 @@ from pyroute2 import AsyncIPRoute
 
 from vmgr.switchboard.namespace import INTERFACE_PREFIX
 
-__all__ = ["GATEWAY4", "GATEWAY6", "Links"]
+__all__ = ["GATEWAY4", "GATEWAY6", "HOST4", "HOST6", "Links"]
 
 GATEWAY4: Final = "198.19.0.1"
 GATEWAY6: Final = "fd76:6d67:7200::1"
 LINK_GATEWAY6: Final = "fe80::1"
 GATEWAY_MAC: Final = "02:76:6d:67:72:01"
+HOST4: Final = "198.19.0.2"
+HOST6: Final = "fd76:6d67:7200::2"
+"""What stands for this computer's loopback, where a machine may reach some of it."""
 
 _TUNSETIFF: Final = 0x400454CA  # linux/if_tun.h
 _IFF_TAP: Final = 0x0002
@@ -31,6 +34,8 @@ _IFF_VNET_HDR: Final = 0x4000
 _SCOPE_LINK: Final = 253
 _AF_INET6: Final = 10
 _IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
+_EGRESS6: Final = "fd00::100"
+_EGRESS_GATEWAY6: Final = "fd00::2"  # of slirp4netns, unchangeable
 
 
 class Links:
@@ -41,10 +46,10 @@ class Links:
         self._count = 0
 
     async def open(self) -> None:
-        """Bring loopback up, with the gateway's addresses."""
+        """Bring loopback up, with the gateway's addresses and the host's."""
         (lo,) = await self._ip.link_lookup(ifname="lo")
         await self._ip.link("set", index=lo, state="up")
-        for address, length in ((GATEWAY4, 32), (GATEWAY6, 128)):
+        for address, length in ((GATEWAY4, 32), (GATEWAY6, 128), (HOST4, 32), (HOST6, 128)):
             # An earlier switchboard may have done it. Nobody else has them, and without that said
             # the IPv6 one cannot be bound to until the kernel's worker has come to it.
             nodad = {"flags": _IFA_F_NODAD} if ":" in address else {}
@@ -101,6 +106,22 @@ class Links:
         lladdr = ":".join(f"{byte:02x}" for byte in mac)
         for address in (address4, address6):
             await ip.neigh("replace", dst=address, lladdr=lladdr, ifindex=index, state="permanent")
+
+    async def lead_out(self, name: str) -> None:
+        """Give the egress its IPv6 address and route: slirp4netns configures IPv4 alone.
+
+        Its router advertisements are not listened to: in here no router but us is believed.
+        """
+        found = await self._ip.link_lookup(ifname=name)
+        if not found or not socket.has_ipv6:
+            return
+        (index,) = found
+        await self._ip.addr(
+            "replace", index=index, address=_EGRESS6, prefixlen=64, family=_AF_INET6
+        )
+        await self._ip.route(
+            "replace", family=_AF_INET6, dst="default", gateway=_EGRESS_GATEWAY6, oif=index
+        )
 
     async def remove(self, name: str) -> None:
         """Remove a tap whose machine may still hold its end."""

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 __all__ = [
+    "MAX_FDS",
     "MAX_PACKET",
     "VERSION",
     "Answer",
@@ -20,10 +21,13 @@ __all__ = [
     "Forward",
     "Forwards",
     "Hello",
+    "Host",
     "Listen",
+    "Outward",
     "Plug",
     "Plugs",
     "Quit",
+    "Rule",
     "Unlisten",
     "Unplug",
     "decode",
@@ -32,9 +36,9 @@ __all__ = [
     "send",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_PACKET: Final = 131_072
-_MAX_FDS: Final = 8
+MAX_FDS: Final = 64
 
 Access = Literal["full", "internet", "none"]
 
@@ -47,6 +51,17 @@ class Request(Struct, frozen=True, kw_only=True, tag_field="op"):
 
 class Hello(Request, frozen=True, kw_only=True, tag="hello"):
     """Who is plugged in and what is forwarded? The first question of each helper."""
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """What a machine may reach: a domain's addresses or a network, all of it or a port."""
+
+    domain: str | None = None
+    """In lower case, as DNS writes it; `*.example.org` is what is below example.org."""
+    network: str | None = None
+    protocol: Literal["tcp", "udp"] | None = None
+    port: int | None = None
+    """With `protocol`, or neither is there."""
 
 
 class Plug(Request, frozen=True, kw_only=True, tag="plug"):
@@ -64,8 +79,12 @@ class Plug(Request, frozen=True, kw_only=True, tag="plug"):
     access: Access
     interface: str | None = None
     """A tap that the machine holds already, from an earlier switchboard; None: a new one."""
-    host4: list[str] = []
+    hosts: list[str] = []
     """This computer's own addresses: whoever may not reach it may not reach those."""
+    rules: list[Rule] | None = None
+    """All that it may reach, within `access`; None: all that `access` permits."""
+    host_ports: list[int] = []
+    """TCP ports of this computer's loopback that it may reach."""
 
 
 class Unplug(Request, frozen=True, kw_only=True, tag="unplug"):
@@ -99,6 +118,17 @@ class Unlisten(Request, frozen=True, kw_only=True, tag="unlisten"):
     forward: Forward
 
 
+class Host(Request, frozen=True, kw_only=True, tag="host"):
+    """What this computer is now, as far as it is named; with fds: sockets of its network."""
+
+    addresses: list[str] | None = None
+    resolvers: list[str] | None = None
+
+
+class Outward(Request, frozen=True, kw_only=True, tag="outward"):
+    """There is a new egress process: give its interface what it lacks."""
+
+
 class Quit(Request, frozen=True, kw_only=True, tag="quit"):
     """End."""
 
@@ -130,7 +160,7 @@ class Event(Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
-Asked = Hello | Plug | Unplug | Listen | Unlisten | Quit
+Asked = Hello | Plug | Unplug | Listen | Unlisten | Host | Outward | Quit
 Forwards = list[Forward]
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -173,7 +203,7 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
         BlockingIOError: there is none.
         OSError: the connection broke.
     """
-    packet, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    packet, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             socket.close(fd)

@@ -23,6 +23,9 @@ _SYSCTLS: Final = {
     # Addresses that only we give: nobody to find duplicates with.
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv4/ip_unprivileged_port_start": "0",
+    # A refusal that is not said is a hang: the kernel says one a second to each, if let.
+    "net/ipv4/icmp_ratelimit": "0",
+    "net/ipv6/icmp/ratelimit": "0",
 }
 
 

@@ -2,7 +2,6 @@
 
 Machines ask the gateway. `NAME.vmgr.internal` is answered from the table of machines, and so is
 which machine an address of theirs is (ping, ssh and sudo ask that by themselves, and would wait).
-which machine an address of theirs is: ping, ssh and sudo ask that by themselves, and would wait.
 All else goes to the resolvers that /etc/resolv.conf names *now*, so a VPN that comes up or goes is
 followed with the next question. Those are asked from sockets of the host's network, made before
 this process entered its own: a resolver on 127.0.0.53 works, and names do not depend on the egress
@@ -19,6 +18,7 @@ import secrets
 import socket
 import stat
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,12 +32,16 @@ import dns.rdatatype
 import dns.reversename
 import dns.rrset
 
+from vmgr.switchboard.guard import HOST_NAME
+from vmgr.switchboard.links import HOST4, HOST6
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmgr.switchboard.guard import Guard
     from vmgr.switchboard.upstream import UpstreamSockets
 
-__all__ = ["DOMAIN", "HostResolvers", "Resolver"]
+__all__ = ["DOMAIN", "HostResolvers", "Resolver", "disconnect"]
 
 DOMAIN: Final = "vmgr.internal"
 _OURS: Final = (
@@ -47,9 +51,11 @@ _OURS: Final = (
 """Of machines (`vmgr.network.addresses`): nobody in the world could say whose they are."""
 _LARGEST: Final = 65_535
 _PENDING: Final = 2_048  # questions under way; more are not answered, and asked again
+_PENDING_EACH: Final = 256  # of one machine, so that none takes all
 _PATIENCE: Final = 2.0  # seconds for one resolver
 _TCP_PATIENCE: Final = 10.0
 _STREAMS: Final = 64  # TCP connections of machines
+_STREAMS_EACH: Final = 8
 _TTL: Final = 5
 _RESOLV_CONF_MOST: Final = 65_536
 
@@ -61,6 +67,20 @@ class HostResolvers:
     path: Path = Path("/etc/resolv.conf")
     _seen: tuple[int, ...] = ()
     _found: list[str] = field(default_factory=list)
+    _told: list[str] | None = None
+    _told_at: tuple[int, ...] | None = None
+
+    def use(self, servers: list[str]) -> None:
+        """The helper says which they are now.
+
+        It sees more: a sandbox may show a file that the host has long replaced. A file that is seen
+        to change afterwards (there may be no helper) counts again.
+        """
+        self._told = None
+        if not servers:
+            return
+        self.addresses()
+        self._told, self._told_at = list(servers), self._seen
 
     def addresses(self) -> list[str]:
         """Up to three, as the C library takes them."""
@@ -68,7 +88,7 @@ class HostResolvers:
             fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             self._seen = ()
-            return []
+            return self._told if self._told is not None and self._told_at == () else []
         try:
             about = os.fstat(fd)
             seen = (about.st_dev, about.st_ino, about.st_mtime_ns, about.st_size)
@@ -80,7 +100,7 @@ class HostResolvers:
             return []
         finally:
             os.close(fd)
-        return self._found
+        return self._found if self._told is None or self._seen != self._told_at else self._told
 
 
 def _nameservers(text: str) -> list[str]:
@@ -114,23 +134,28 @@ class Resolver:
         names: addresses of machines by name, kept by others.
         upstream: sockets of the host's network.
         addresses: of the gateway.
+        guard: who may ask for what.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (each has its default)
         self,
         names: Mapping[str, tuple[str, str]],
         upstream: UpstreamSockets,
         addresses: tuple[str, ...],
         resolvers: HostResolvers | None = None,
         port: int = 53,
+        guard: Guard | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._names = names
         self._upstream = upstream
         self._resolvers = resolvers or HostResolvers()
+        self._guard = guard
         self._pending: dict[tuple[socket.socket, int], _Question] = {}
+        self._asking: Counter[str] = Counter()
         self._sockets: list[socket.socket] = []
         self._streams: set[asyncio.Task[None]] = set()
+        self._streaming: Counter[str] = Counter()
         self._free = {family: list(socks) for family, socks in upstream.stream.items()}
         for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -170,17 +195,21 @@ class Resolver:
                 wire, client = sock.recvfrom(_LARGEST)
             except OSError:
                 return
-            answer = self.local_answer(wire)
+            answer = self.local_answer(wire, client[0])
             if answer is not None:
                 with contextlib.suppress(OSError):
                     sock.sendto(answer, client)
             else:
                 self._forward(wire, sock, client)
 
-    def local_answer(self, wire: bytes) -> bytes | None:
+    def local_answer(self, wire: bytes, client: str = "") -> bytes | None:
         """The answer to what we know ourselves or what is no question; None: ask the world.
 
         An empty answer is none at all.
+
+        Args:
+            wire: the question.
+            client: the address of who asks.
         """
         try:
             query = dns.message.from_wire(wire, ignore_trailing=True)
@@ -188,6 +217,15 @@ class Resolver:
             return b""
         if query.flags & dns.flags.QR or len(query.question) != 1:
             return b""
+        if self._guard is not None:
+            if (refusal := self._guard.refusal(client, query)) is not None:
+                return refusal
+            local = self._own(query, client)
+            return None if local is None else self._guard.pass_on(client, local)
+        return self._own(query, client)
+
+    def _own(self, query: dns.message.Message, client: str) -> bytes | None:
+        """The answer about a name of ours; None: it is none."""
         question = query.question[0]
         if (address := _reversed(question.name)) is not None:
             return self._whose(query, address)
@@ -197,6 +235,8 @@ class Resolver:
         reply = dns.message.make_response(query, recursion_available=True)
         reply.flags |= dns.flags.AA
         known = self._names.get(name.removesuffix("." + DOMAIN))
+        if name == HOST_NAME and self._guard is not None and self._guard.reaches_host(client):
+            known = (HOST4, HOST6)
         if known is None:
             if name != DOMAIN:
                 reply.set_rcode(dns.rcode.NXDOMAIN)
@@ -224,8 +264,9 @@ class Resolver:
     # -- asking the world ----------------------------------------------------------------------
 
     def _forward(self, wire: bytes, reply_on: socket.socket, client: Any) -> None:
-        if len(self._pending) >= _PENDING:
+        if len(self._pending) >= _PENDING or self._asking[client[0]] >= _PENDING_EACH:
             return
+        self._asking[client[0]] += 1
         (number,) = struct.unpack_from("!H", wire)
         # Each is asked twice, as the C library does: a datagram may be lost.
         left = self._resolvers.addresses() * 2
@@ -249,7 +290,14 @@ class Resolver:
             self._pending[sock, number] = question
             question.timer = self._loop.call_later(_PATIENCE, self._silent, sock, number)
             return
+        self._done(question)
         self._fail(question)
+
+    def _done(self, question: _Question) -> None:
+        client = question.client[0]
+        self._asking[client] -= 1
+        if not self._asking[client]:
+            del self._asking[client]
 
     def _silent(self, sock: socket.socket, number: int) -> None:
         if (question := self._pending.pop((sock, number), None)) is not None:
@@ -282,39 +330,54 @@ class Resolver:
             del self._pending[sock, number]
             if question.timer is not None:
                 question.timer.cancel()
-            with contextlib.suppress(OSError):
-                question.reply_on.sendto(
-                    struct.pack("!H", question.number) + wire[2:],
-                    question.client,
-                )
+            self._done(question)
+            answer = struct.pack("!H", question.number) + wire[2:]
+            if self._guard is not None:
+                answer = self._guard.pass_on(question.client[0], answer)
+            if answer:
+                with contextlib.suppress(OSError):
+                    question.reply_on.sendto(answer, question.client)
 
     # -- questions over TCP ----------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(16):
             try:
-                client, _ = listener.accept()
+                client, address = listener.accept()
             except OSError:
                 return
-            if len(self._streams) >= _STREAMS:
+            if len(self._streams) >= _STREAMS or self._streaming[address[0]] >= _STREAMS_EACH:
                 client.close()
                 continue
             client.settimeout(0)
-            task = self._loop.create_task(self._serve_stream(client), name="names over TCP")
+            task = self._loop.create_task(
+                self._serve_stream(client, address[0]), name="names over TCP"
+            )
             self._streams.add(task)
             task.add_done_callback(self._streams.discard)
 
-    async def _serve_stream(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError, TimeoutError, EOFError):
-            async with asyncio.timeout(_TCP_PATIENCE):
-                while True:
-                    wire = await self._read_message(client)
-                    answer = self.local_answer(wire)
-                    if answer is None:
-                        answer = await self._over_tcp(wire)
-                    if not answer:
-                        return
-                    await self._loop.sock_sendall(client, struct.pack("!H", len(answer)) + answer)
+    async def _serve_stream(self, client: socket.socket, address: str) -> None:
+        self._streaming[address] += 1
+        try:
+            with client, contextlib.suppress(OSError, TimeoutError, EOFError):
+                async with asyncio.timeout(_TCP_PATIENCE):
+                    while await self._serve_question(client, address):
+                        pass
+        finally:
+            self._streaming[address] -= 1
+            if not self._streaming[address]:
+                del self._streaming[address]
+
+    async def _serve_question(self, client: socket.socket, address: str) -> bool:
+        wire = await self._read_message(client)
+        answer = self.local_answer(wire, address)
+        if answer is None:
+            answer = await self._over_tcp(wire)
+            if answer and self._guard is not None:
+                answer = self._guard.pass_on(address, answer)
+        if answer:
+            await self._loop.sock_sendall(client, struct.pack("!H", len(answer)) + answer)
+        return bool(answer)
 
     async def _over_tcp(self, wire: bytes) -> bytes:
         for server in self._resolvers.addresses():
@@ -332,7 +395,7 @@ class Resolver:
             finally:
                 # Connecting to nowhere ends the connection and keeps the socket (connect(2)): new
                 # ones of the host's network cannot be made from in here.
-                _disconnect(sock)
+                disconnect(sock)
                 free.append(sock)
         return b""
 
@@ -368,7 +431,8 @@ def _same_question(asked: bytes, answered: bytes) -> bool:
     return asked[12:end].lower() == answered[12:end].lower()
 
 
-def _disconnect(sock: socket.socket) -> None:
+def disconnect(sock: socket.socket) -> None:
+    """End a socket's connection, so that it can be connected anew."""
     import ctypes
 
     address = struct.pack("=H14x", socket.AF_UNSPEC)

@@ -15,10 +15,14 @@ import msgspec
 from vmgr.switchboard import messages as m
 from vmgr.switchboard.datagrams import DatagramForwarder
 from vmgr.switchboard.denials import Denials
-from vmgr.switchboard.firewall import Firewall, FirewallError
+from vmgr.switchboard.firewall import EGRESS, Firewall, FirewallError, mark_of
+from vmgr.switchboard.flows import forget_flows
 from vmgr.switchboard.forwarder import Connection, Forwarder
+from vmgr.switchboard.guard import Guard
+from vmgr.switchboard.hostaccess import HostAccess
 from vmgr.switchboard.links import GATEWAY4, GATEWAY6, Links
-from vmgr.switchboard.resolver import Resolver
+from vmgr.switchboard.resolver import HostResolvers, Resolver
+from vmgr.switchboard.tally import Tally
 
 if TYPE_CHECKING:
     from vmgr.switchboard.upstream import UpstreamSockets
@@ -51,10 +55,15 @@ class Switchboard:
         self._upstream = upstream
         self._links = Links()
         self._firewall = Firewall()
+        self._resolvers = HostResolvers()
         self._names: dict[str, tuple[str, str]] = {}
         self._machines: dict[str, _Plugged] = {}
         self._forwards: dict[m.Forward, Forwarder | DatagramForwarder] = {}
         self._live: set[Connection] = set()
+        self._host_addresses: list[str] = []
+        self._host = HostAccess(self._live)
+        self._tally = Tally(self._told)
+        self._guard = Guard(self._firewall.pin, self._denied, lambda: self._host_addresses)
         self._helper: socket.socket | None = None
         self._queue: asyncio.Queue[tuple[socket.socket, bytes, list[int]]] = asyncio.Queue()
         self._over = asyncio.Event()
@@ -72,8 +81,11 @@ class Switchboard:
         """
         await self._links.open()
         # Taps of a switchboard that died stay: machines hold them, and the helper names them.
+        self._guard.recover(self._firewall.pins())
         self._firewall.open()
-        self._resolver = Resolver(self._names, self._upstream, (GATEWAY4, GATEWAY6))
+        self._resolver = Resolver(
+            self._names, self._upstream, (GATEWAY4, GATEWAY6), self._resolvers, guard=self._guard
+        )
         try:
             self._denials = Denials(self._denied)
         except OSError as error:
@@ -92,6 +104,8 @@ class Switchboard:
             self._forwards.pop(forward).close(reset=True)
         if self._denials is not None:
             self._denials.close()
+        self._tally.close()
+        self._host.close()
         self._resolver.close()
         await self._links.close()
 
@@ -204,6 +218,14 @@ class Switchboard:
             return await self._plug(request)
         if isinstance(request, m.Unplug):
             await self._unplug(request.machine)
+        elif isinstance(request, m.Host):
+            self._host.stock(fds)
+            if request.addresses is not None:
+                self._know_host(request.addresses)
+            if request.resolvers is not None:
+                self._resolvers.use(request.resolvers)
+        elif isinstance(request, m.Outward):
+            await self._links.lead_out(EGRESS)
         elif isinstance(request, m.Listen):
             self._listen(request.forward, fds)
         elif isinstance(request, m.Unlisten) and request.forward in self._forwards:
@@ -215,17 +237,29 @@ class Switchboard:
     async def _plug(self, plug: m.Plug) -> tuple[dict[str, Any], int | None]:
         """The machine's end of a tap that is up, with all rules in place."""
         there = self._links.names()
+        before = self._machines.get(plug.machine)
         if plug.interface is not None and plug.interface in there:
-            await self._unplug(plug.machine, keep=plug.interface)
             name, fd = plug.interface, None
+            if before is not None and before.interface != name:
+                await self._unplug(plug.machine)
+                before = None
         else:
             await self._unplug(plug.machine)
+            before = None
             name, fd = self._links.make(set(there))
+        if before is not None and _same(before.plug, plug):
+            return {"interface": name}, None
         try:
-            self._firewall.know_host(plug.host4)
-            self._firewall.admit(name, plug.address4, plug.address6, plug.access)
+            self._know_host(plug.hosts)
+            self._firewall.admit(name, plug, None if before is None else before.plug)
             self._machines[plug.machine] = _Plugged(plug, name)
-            await self._links.raise_link(name, plug.mac, plug.address4, plug.address6)
+            self._guard.admit(name, plug)
+            self._host.permit([one.plug for one in self._machines.values()])
+            if before is None:
+                await self._links.raise_link(name, plug.mac, plug.address4, plug.address6)
+            else:  # what is open is judged anew
+                self._names.pop(before.plug.name, None)
+                forget_flows(mark_of(name))
         except BaseException:
             if fd is not None:
                 os.close(fd)
@@ -233,18 +267,22 @@ class Switchboard:
         self._names[plug.name] = (plug.address4, plug.address6)
         return {"interface": name}, fd
 
-    async def _unplug(self, machine: str, keep: str | None = None) -> None:
-        if keep is None:
-            for forward in [f for f in self._forwards if f.machine == machine]:
-                self._forwards.pop(forward).close(reset=True)
+    def _know_host(self, addresses: list[str]) -> None:
+        self._firewall.know_host(addresses)
+        self._host_addresses = addresses
+
+    async def _unplug(self, machine: str) -> None:
+        for forward in [f for f in self._forwards if f.machine == machine]:
+            self._forwards.pop(forward).close(reset=True)
         plugged = self._machines.pop(machine, None)
         if plugged is None:
             return
         self._names.pop(plugged.plug.name, None)
-        plug = plugged.plug
-        self._firewall.dismiss(plugged.interface, plug.address4, plug.address6, plug.access)
-        if plugged.interface != keep:
-            await self._links.remove(plugged.interface)
+        self._tally.forget(machine)
+        self._guard.dismiss(plugged.interface)
+        self._host.permit([one.plug for one in self._machines.values()])
+        self._firewall.dismiss(plugged.interface, plugged.plug)
+        await self._links.remove(plugged.interface)
 
     # -- ports -----------------------------------------------------------------------------------
 
@@ -263,6 +301,18 @@ class Switchboard:
     # -- what happens ------------------------------------------------------------------------------
 
     def _denied(self, interface: str, data: dict[str, Any]) -> None:
+        if "name" not in data:
+            name = self._guard.name_of(interface, data.get("address", ""))
+            if name is not None:
+                data = {"name": name, **data}
         for machine, plugged in self._machines.items():
             if plugged.interface == interface:
-                self._say(self._helper, m.Event(event="denied", machine=machine, data=data))
+                self._tally.add(machine, data)
+                return
+
+    def _told(self, machine: str, data: dict[str, Any]) -> None:
+        self._say(self._helper, m.Event(event="denied", machine=machine, data=data))
+
+
+def _same(one: m.Plug, other: m.Plug) -> bool:
+    return one == msgspec.structs.replace(other, number=one.number, interface=one.interface)

@@ -50,6 +50,8 @@ def execute(options: argparse.Namespace) -> int:
         disk_bytes=options.disk,
         cold=options.cold,
         access=options.net,
+        allow=options.allow,
+        host_access=options.host_access or [],
         ports=options.ports,
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,

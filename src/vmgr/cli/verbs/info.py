@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmgr.cli.connection import client
 from vmgr.cli.output import age, bytes_text, fields, print_json
 from vmgr.cli.parser import machine_argument
+from vmgr.cli.verbs.net import what
 
 if TYPE_CHECKING:
     import argparse
@@ -18,6 +19,8 @@ DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
   vmgr info web
   vmgr info web --json"""
+
+_DENIED = 5  # lines; vmgr net show has all
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,13 @@ def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
         ("Address", f"{network.address}, {network.address6}"),
         ("On this computer", network.loopback),
         ("Known as", network.name),
+        ("Allowed", None if network.allow is None else ", ".join(network.allow) or "nothing"),
+        ("Host ports", ", ".join(map(str, network.host_access)) or None),
         ("Network problem", network.problem),
+        *(
+            ("Denied", f"{what(one)} port {one.port or '-'}, {one.protocol}, {one.count} times")
+            for one in network.denied[:_DENIED]
+        ),
     ]
 
 

@@ -56,6 +56,8 @@ def execute(options: argparse.Namespace) -> int:
         disk_bytes=options.disk,
         cold=options.cold,
         access=options.net,
+        allow=options.allow,
+        host_access=options.host_access or [],
         ports=options.ports,
         auto_ports=options.auto_ports,
         ephemeral=True,
