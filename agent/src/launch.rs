@@ -20,7 +20,7 @@ use nix::unistd::{self, Gid, Uid};
 
 use crate::account::{self, Account};
 use crate::error::Refusal;
-use crate::wire::Exec;
+use crate::wire::{Builtin, Exec};
 
 /// Whose root jobs get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +173,15 @@ fn become_job(ground: &Ground, exec: &Exec, stdio: &Stdio) -> Result<Never, Refu
         .map_err(step("cannot unblock signals"))?;
 
     let environment = environment(exec, &account);
+    if exec.builtin == Some(Builtin::Shell) {
+        let name = account.shell.rsplit('/').next().unwrap_or_default();
+        let mut argv = vec![
+            c_string(name.as_bytes()).unwrap_or_default(),
+            c"-c".to_owned(),
+        ];
+        argv.extend(exec.argv.get(1).and_then(|command| c_string(command)));
+        return Err(exec_path(account.shell.as_bytes(), &argv, &environment));
+    }
     if let Some(builtin) = exec.builtin {
         let mut argv = vec![c"vmgr-agent".to_owned(), c"--builtin".to_owned()];
         argv.push(CString::new(builtin.name()).expect("no NUL"));

@@ -72,6 +72,12 @@ pub enum Builtin {
     Stat,
     Read,
     Write,
+    /// The user's shell, with argv[1] as its command.
+    Shell,
+    Sftp,
+    Connect,
+    Listen,
+    Accept,
 }
 
 impl Builtin {
@@ -84,6 +90,11 @@ impl Builtin {
             "stat" => Self::Stat,
             "read" => Self::Read,
             "write" => Self::Write,
+            "shell" => Self::Shell,
+            "sftp" => Self::Sftp,
+            "connect" => Self::Connect,
+            "listen" => Self::Listen,
+            "accept" => Self::Accept,
             _ => return None,
         })
     }
@@ -97,6 +108,11 @@ impl Builtin {
             Self::Stat => "stat",
             Self::Read => "read",
             Self::Write => "write",
+            Self::Shell => "shell",
+            Self::Sftp => "sftp",
+            Self::Connect => "connect",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
         }
     }
 }

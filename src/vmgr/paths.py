@@ -4,7 +4,7 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
 
     config/   ~/.config/vmgr            config.toml
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
-                                        switchboard.log,
+                                        switchboard.log, ssh.log, ssh/ (see vmgr.ssh.files),
                                         machines/ID/{machine.json,disk.qcow2,console.log,vmm.log,
                                         saved/{saved.json,memory,devices}},
                                         crashes/
@@ -14,6 +14,7 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
                                         snapshots/ID/{snapshot.json,disk.qcow2,memory,devices,
                                         saved.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, switchboard.sock, network.json,
+                                        ssh.lock, ssh.json,
                                         machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
 
@@ -144,6 +145,52 @@ class Paths:
     def network_record(self) -> Path:
         """Which processes make the network; found again by the next helper."""
         return self.runtime / "network.json"
+
+    # -- ssh ---------------------------------------------------------------------
+    @property
+    def ssh(self) -> Path:
+        return self.state / "ssh"
+
+    @property
+    def ssh_identity(self) -> Path:
+        """The key that the SSH server lets in."""
+        return self.ssh / "id_ed25519"
+
+    @property
+    def ssh_host_key(self) -> Path:
+        return self.ssh / "host_ed25519"
+
+    @property
+    def ssh_known_hosts(self) -> Path:
+        return self.ssh / "known_hosts"
+
+    @property
+    def ssh_config(self) -> Path:
+        """What ~/.ssh/config includes."""
+        return self.ssh / "config"
+
+    @property
+    def ssh_port_config(self) -> Path:
+        return self.ssh / "port.conf"
+
+    @property
+    def ssh_wake(self) -> Path:
+        """Starts the SSH server where it does not run."""
+        return self.ssh / "wake"
+
+    @property
+    def ssh_log(self) -> Path:
+        return self.state / "ssh.log"
+
+    @property
+    def ssh_lock(self) -> Path:
+        """Held (flock) by the running SSH server; the file itself means nothing."""
+        return self.runtime / "ssh.lock"
+
+    @property
+    def ssh_record(self) -> Path:
+        """Which process the SSH server is, and where it listens."""
+        return self.runtime / "ssh.json"
 
     @property
     def switchboard_log(self) -> Path:

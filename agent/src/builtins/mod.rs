@@ -5,7 +5,9 @@
 //! machine's own `tar` could, and the image needs none. Problems with single files are lines on stderr
 //! and exit code 1; the rest is still done.
 
+mod forward;
 mod pack;
+mod sftp;
 mod single;
 mod unpack;
 
@@ -25,6 +27,12 @@ pub fn run(builtin: Builtin, arguments: &[OsString]) -> i32 {
         Builtin::Stat => single::stat(arguments, &mut report),
         Builtin::Read => single::read(arguments, &mut report),
         Builtin::Write => single::write(arguments, &mut report),
+        Builtin::Sftp => sftp::run(arguments, &mut report),
+        Builtin::Connect => forward::connect(arguments, &mut report),
+        Builtin::Listen => forward::listen(arguments, &mut report),
+        Builtin::Accept => forward::accept(arguments, &mut report),
+        // A job that is one becomes the shell itself; see `launch`.
+        Builtin::Shell => Err(Usage("shell is for jobs")),
     };
     match known {
         Err(Usage(usage)) => {

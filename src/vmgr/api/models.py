@@ -44,6 +44,7 @@ __all__ = [
     "SandboxLevel",
     "SetConfig",
     "SnapshotInfo",
+    "SshServer",
     "StopMachine",
     "StopReport",
     "StopStep",
@@ -107,6 +108,18 @@ class HelperStatus(Model, frozen=True, kw_only=True):
     accelerator_reason: str
     crash_report: str | None = None
     """A crash report that nobody has been told of yet."""
+
+
+class SshServer(Model, frozen=True, kw_only=True):
+    """The SSH server that leads to the machines; it listens on this computer's loopback."""
+
+    pid: int
+    start_time: int
+    """Of its process, in clock ticks after the host's boot: a pid alone may be another's by now."""
+    version: str
+    port: int
+    config: str
+    """The file for OpenSSH's client, to be included in ~/.ssh/config."""
 
 
 class HelperStop(Model, frozen=True, kw_only=True):
@@ -303,7 +316,13 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     stdin: bool = False
     login: bool = False
     """A login shell instead of `argv`."""
-    builtin: Literal["pack", "unpack", "stat", "read", "write"] | None = None
+    builtin: (
+        Literal[
+            "pack", "unpack", "stat", "read", "write",
+            "shell", "sftp", "connect", "listen", "accept",
+        ]
+        | None
+    ) = None  # fmt: skip
     """A program of the agent's own, to which `argv[1:]` are arguments; see the agent protocol."""
     detached: bool = False
 
@@ -461,7 +480,7 @@ class AuditedProcess(Model, frozen=True, kw_only=True):
     """One process of vmgr, as /proc shows it."""
 
     pid: int
-    role: Literal["helper", "vmm", "monitor", "network", "worker"]
+    role: Literal["helper", "vmm", "monitor", "network", "ssh", "worker"]
     machine: str | None
     program: str
     uids: list[int]

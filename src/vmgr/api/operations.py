@@ -59,6 +59,13 @@ OPERATIONS: dict[str, Operation] = {
             "helper_stop", "POST", "/helper/stop", "Stop the helper", m.HelperStop, m.HelperStatus
         ),
         Operation(
+            "ssh_start",
+            "POST",
+            "/ssh/start",
+            "Have the SSH server run; answers when it listens",
+            response=m.SshServer,
+        ),
+        Operation(
             "doctor",
             "GET",
             "/doctor",

@@ -2,7 +2,7 @@
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
 template; what the network is made of (holder, switchboard, egress) the helper knows, or it is
-marked in its environment; monitors are the parents of what runs in a sandbox; every further child
+marked in its environment; the SSH server is where the helper says; monitors are the parents of what runs in a sandbox; every further child
 of the helper is a worker: qemu-img, builders of images.
 """
 
@@ -51,8 +51,10 @@ class NetworkPart:
     """The sandbox that it was started in."""
 
 
-def audit(paths: Paths, vmms: list[Vmm], network: list[NetworkPart]) -> AuditReport:
-    """Look at this process, its children, the VMMs and the network; reads /proc, so it blocks."""
+def audit(
+    paths: Paths, vmms: list[Vmm], network: list[NetworkPart], ssh: int | None = None
+) -> AuditReport:
+    """Look at this process, its children and what the helper names; reads /proc, so it blocks."""
     own = look(os.getpid())
     places = {paths.state, paths.cache, paths.data, paths.runtime, paths.config}
     around = Surroundings(
@@ -65,12 +67,17 @@ def audit(paths: Paths, vmms: list[Vmm], network: list[NetworkPart]) -> AuditRep
     named = {vmm.pid: vmm for vmm in vmms}
     parts = {part.pid: part for part in network}
     for role, pid in _below(own.pid, named, parts):
+        if pid == ssh:  # which may be no child of ours; see below
+            continue
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             seen = look(pid)
             if role == "network":
                 reports.append(_network(seen, parts.get(pid), around, own.pid))
             else:
                 reports.append(_report(role, seen, named.get(pid), around))
+    if ssh is not None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            reports.append(_report("ssh", look(ssh), None, around))
     return AuditReport(
         processes=reports,
         problems=[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Role", "Surroundings", "network_problems", "problems", "purpose_of"]
 
-Role = Literal["helper", "vmm", "monitor", "network", "worker"]
+Role = Literal["helper", "vmm", "monitor", "network", "ssh", "worker"]
 
 _UMASK: Final = 0o077
 _PIPE: Final = int(signal.SIGPIPE)
@@ -26,6 +26,7 @@ _FILE_SIZE: Final = int(signal.SIGXFSZ)
 # Python ignores SIGXFSZ itself, so that a too large file is an error; QEMU ignores SIGPIPE itself.
 _MAY_IGNORE: Final[dict[Role, set[int]]] = {
     "helper": {_PIPE, _FILE_SIZE}, "vmm": {_PIPE}, "monitor": set(), "worker": set(),
+    "ssh": {_PIPE, _FILE_SIZE},
     "network": {_PIPE, _FILE_SIZE},  # the switchboard is Python; slirp4netns ignores SIGPIPE itself
 }  # fmt: skip
 # Those that they read from a signalfd instead of handling: QEMU's util/main-loop.c, bubblewrap.
@@ -34,6 +35,7 @@ _MAY_BLOCK: Final[dict[Role, set[int]]] = {
     "vmm": {signal.SIGBUS, signal.SIGUSR1, signal.SIGALRM, signal.SIGIO},
     "monitor": {signal.SIGCHLD},
     "network": set(),
+    "ssh": set(),
     "worker": set(),
 }
 _DEVICES: Final = {"/dev/urandom": "random numbers"}
@@ -78,7 +80,7 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     if kind == "socket":
         path = around.sockets.get(target)
         # Connections have no name; those of the network are not a VMM's.
-        nameless = role in {"helper", "network"} or path is not None
+        nameless = role in {"helper", "network", "ssh"} or path is not None
         return f"socket {path}" if path else "connection" if nameless else None
     standard = "standard stream" if number <= 2 else None  # noqa: PLR2004 (0, 1 and 2)
     if target == "/dev/null":

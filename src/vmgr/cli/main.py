@@ -56,7 +56,7 @@ def build_parser(verb: str) -> Parser:
     """The parser of one verb, whose module is imported."""
     from vmgr.cli.parser import Parser
 
-    module = importlib.import_module(f"vmgr.cli.verbs.{verb}")
+    module = importlib.import_module(f"vmgr.cli.verbs.{verb.replace('-', '_')}")
     parser = Parser(prog=f"vmgr {verb}", description=module.DESCRIPTION, epilog=module.EXAMPLES)
     module.arguments(parser)
     parser.set_defaults(execute=module.execute)

@@ -97,6 +97,10 @@ class AsyncClient:
         """Stop the helper; its machines go on unless they are to stop with it."""
         return await self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
 
+    async def ssh_start(self) -> m.SshServer:
+        """Have the SSH server run; returns when it listens."""
+        return await self._call(m.SshServer, "ssh_start")
+
     # -- settings ----------------------------------------------------------------------------------
     async def doctor(self) -> m.DoctorReport:
         """What works on this host, and what would mend the rest."""

@@ -98,6 +98,10 @@ class Client:
         """Stop the helper; its machines go on unless they are to stop with it."""
         return self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
 
+    def ssh_start(self) -> m.SshServer:
+        """Have the SSH server run; returns when it listens."""
+        return self._call(m.SshServer, "ssh_start")
+
     # -- settings ----------------------------------------------------------------------------------
     def doctor(self) -> m.DoctorReport:
         """What works on this host, and what would mend the rest."""

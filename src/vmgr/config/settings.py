@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, get_args
 
-from vmgr.api.models import SandboxLevel
+from vmgr.api.models import MACHINE_NAME_PATTERN, SandboxLevel
 from vmgr.errors import UsageError
 from vmgr.machine.sizes import format_size, parse_size
 
@@ -183,6 +183,19 @@ class ImageName(_Text):
         return value
 
 
+class MachineNames(_Text):
+    """Names of machines; whether they are there is seen when it is used."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        names = value.split() if isinstance(value, str) else None
+        if names is None or not all(re.fullmatch(MACHINE_NAME_PATTERN, name) for name in names):
+            raise UsageError(
+                f"{str(value)[:80]!r} are not names of machines", next_step="write it like: web db"
+            )
+        return " ".join(names)
+
+
 class Program(_Text):
     """An absolute path, or nothing: found on the PATH."""
 
@@ -255,6 +268,12 @@ _TABLE: Final = (
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),
+    Setting("ssh.agent", MachineNames(), lambda: "",
+            "Machines whose SSH sessions may use the client's ssh-agent, separated by spaces"),
+    Setting("ssh.port", Count(0, 65_535), lambda: 0,
+            "Port of the SSH server on this computer's loopback; 0: one that is free, and is kept"),
+    Setting("ssh.start", Choice(("demand", "helper")), lambda: "demand",
+            "When the SSH server starts: with the first ssh, or with the helper"),
     Setting("stop.acpi_timeout", Duration(), lambda: 20.0,
             "Seconds a machine gets after its power button was pressed; 0: not pressed"),
     Setting("stop.agent_timeout", Duration(), lambda: 30.0,

@@ -71,6 +71,9 @@ class Api(Streaming):
         self._helper.request_stop()
         return status
 
+    async def ssh_start(self, _call: Call) -> m.SshServer:
+        return await self._helper.ssh.ensure()
+
     async def doctor(self, _call: Call) -> m.DoctorReport:
         return await examine(
             self._helper.paths,
@@ -89,7 +92,8 @@ class Api(Streaming):
 
         def look() -> m.AuditReport:
             unknown = strays(paths.runtime, {part.pid for part in known})
-            return audit(paths, vmms, [*known, *(NetworkPart(pid, None) for pid, _ in unknown)])
+            network = [*known, *(NetworkPart(pid, None) for pid, _ in unknown)]
+            return audit(paths, vmms, network, self._helper.ssh.pid)
 
         return await self._helper.executors.in_files(look)
 

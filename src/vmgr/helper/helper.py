@@ -23,6 +23,7 @@ from vmgr.helper.machines import Machines
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.snapshots import Snapshots
+from vmgr.helper.ssh import Ssh
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
@@ -71,6 +72,7 @@ class Helper:
             self._sandbox_required,
         )
         self.ports = Ports(self)
+        self.ssh = Ssh(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -92,6 +94,7 @@ class Helper:
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
+        self.watchers.start(self.ssh.begin(), name="ssh server")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)
         self._notices += [
@@ -123,6 +126,7 @@ class Helper:
         await self.machines.let_go()
         self.templates.close()
         await self.network.close(keep=live)
+        await self.ssh.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
 

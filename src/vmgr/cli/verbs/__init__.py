@@ -53,6 +53,7 @@ VERBS: Final[dict[str, Verb]] = {
     "cp": Verb(GROUPS[1], "copy files into and out of machines"),
     "jobs": Verb(GROUPS[1], "list the commands that run in a machine"),
     "attach": Verb(GROUPS[1], "take over the streams of a running command", 125),
+    "ssh-config": Verb(GROUPS[1], "let ssh and all that uses it reach your machines"),
     "image": Verb(GROUPS[2], "build, import, list and remove images"),
     "template": Verb(GROUPS[2], "list, build and remove what machines start from in a blink"),
     "helper": Verb(GROUPS[3], "start, stop and watch the helper"),
