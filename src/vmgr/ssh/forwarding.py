@@ -131,9 +131,7 @@ class RemoteListener(asyncssh.SSHListener):
         started = await self._target.start_builtin("listen", *where)
         try:
             reader = LineReader(started)
-            words = await reader.line()
-            if words is None or len(words) != _LISTENING or words[0] != "listening":
-                raise reader.failure()
+            words = await reader.line_of("listening", _LISTENING)
         except BaseException:
             started.job.close()
             raise

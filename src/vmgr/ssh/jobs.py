@@ -110,10 +110,17 @@ class LineReader:
         """What came on stdout after the last line."""
         return self._buffer
 
-    def failure(self) -> ExecError:
-        """Why there was no line."""
-        said = self._said.decode(errors="replace").strip().splitlines()
-        return ExecError(said[-1] if said else "it ended without a word")
+    async def line_of(self, first: str, count: int) -> list[str]:
+        """The next line, which must have `count` words and begin so.
+
+        Raises:
+            ExecError: it does not; what the job said to stderr tells why.
+        """
+        words = await self.line()
+        if words is None or words[0:1] != [first] or len(words) != count:
+            said = self._said.decode(errors="replace").strip().splitlines()
+            raise ExecError(said[-1] if said else "it ended without a word")
+        return words
 
 
 async def connected_job(target: Target, name: Builtin, *arguments: str) -> tuple[StartedJob, bytes]:
@@ -125,8 +132,7 @@ async def connected_job(target: Target, name: Builtin, *arguments: str) -> tuple
     started = await target.start_builtin(name, *arguments)
     try:
         reader = LineReader(started)
-        if await reader.line() != ["connected"]:
-            raise reader.failure()
+        await reader.line_of("connected", 1)
     except BaseException:
         started.job.close()
         raise

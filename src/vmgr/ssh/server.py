@@ -125,7 +125,7 @@ class Server(asyncssh.SSHServer):
         self,
         dest_host: str,
         dest_port: int,
-        orig_host: str,
+        orig_host: str,  # noqa: ARG002 (nothing in the machine asks for it)
         orig_port: int,  # noqa: ARG002
     ) -> Awaitable[asyncssh.SSHTCPSession[bytes]]:
         """See `asyncssh.SSHServer`: a TCP connection from within the machine."""
@@ -137,9 +137,7 @@ class Server(asyncssh.SSHServer):
         """See `asyncssh.SSHServer`: a connection to a unix socket in the machine."""
         return Connection.to(self.target, "--unix", dest_path)
 
-    async def server_requested(  # type: ignore[override]  # asyncssh awaits it; it is typed as a union
-        self, listen_host: str, listen_port: int
-    ) -> asyncssh.SSHListener:
+    async def server_requested(self, listen_host: str, listen_port: int) -> asyncssh.SSHListener:
         """See `asyncssh.SSHServer`: a listening port in the machine."""
 
         def hand_on(connection: Connection, peer: tuple[str, int]) -> Awaitable[object]:
@@ -150,9 +148,7 @@ class Server(asyncssh.SSHServer):
         listener = RemoteListener(self.target, hand_on)
         return await self._listen(listener, listen_host, str(listen_port))
 
-    async def unix_server_requested(  # type: ignore[override]  # as above
-        self, listen_path: str
-    ) -> asyncssh.SSHListener:
+    async def unix_server_requested(self, listen_path: str) -> asyncssh.SSHListener:
         """See `asyncssh.SSHServer`: a listening unix socket in the machine."""
 
         def hand_on(connection: Connection, _peer: tuple[str, int]) -> Awaitable[object]:
@@ -213,7 +209,7 @@ async def listen(door: Door, port: int) -> asyncssh.SSHAcceptor:
             "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
             "aes256-ctr", "aes128-ctr",
         ],
-        mac_algs=["hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256"],
+        mac_algs=["hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"],
         compression_algs=["none"],
         encoding=None,
         line_editor=False,

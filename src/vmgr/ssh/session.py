@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "accepted_environment"]
 
 FAILED: Final = 255  # as ssh itself says it
+_COMMAND_FAILED: Final = (126, 127)
 _CELLS_MAX: Final = 65_535
 _VARIABLES_MAX: Final = 64
 _VARIABLE_MAX: Final = 4_096
@@ -157,6 +158,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._say(f"vmgr: {error}\n")
             # Codes of commands that could not be started are those that a shell gives.
             code = error.exit_code if isinstance(error, ExecError) else FAILED
+            code = code if code in _COMMAND_FAILED else FAILED
             with contextlib.suppress(OSError):
                 self._channel.exit(code)
 
