@@ -117,15 +117,31 @@ fn relay(socket: &OwnedFd, report: &mut Report) {
         Err(error) => return report.error("connection", &error),
     };
     let outward = thread::spawn(move || {
-        let result = io::copy(&mut File::from(stdin), &mut File::from(to.try_clone()?));
+        let mut to = File::from(to);
+        copy(&mut File::from(stdin), &mut to);
         // Also when the copy failed: then there is nothing more to send.
         let _ = shutdown(to.as_raw_fd(), nix::sys::socket::Shutdown::Write);
-        result
     });
-    let _ = io::copy(&mut File::from(from), &mut stdout);
+    copy(&mut File::from(from), &mut stdout);
     drop(stdout);
     // A peer that has gone altogether fails the copy; one that only sends no more is still served.
     let _ = outward.join();
+}
+
+/// Copy until either side ends.
+///
+/// Not with `io::copy`, which uses splice(2): from a socket into a pipe that waits for the socket
+/// with the pipe locked, and whoever reads the pipe (the agent!) hangs in the kernel meanwhile.
+fn copy(from: &mut File, to: &mut File) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) if to.write_all(&buffer[..count]).is_ok() => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 /// One direction that breaks must not end the other: what the peer said last is still to be read.
@@ -136,7 +152,7 @@ fn ignore_broken_pipes() {
 
 /// A TCP connection to a host of the machine's, by the machine's own way of resolving names.
 fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::from_raw_os_error(libc::ENXIO);
+    let mut last = io::Error::other("the machine knows no such host");
     for address in addresses(host) {
         match TcpStream::connect_timeout(&SocketAddr::new(address, port), CONNECT_DEADLINE) {
             Ok(stream) => {
@@ -270,7 +286,9 @@ fn offer(listener: Listener, made: &[PathBuf], ends: SigSet) -> io::Result<()> {
     });
     // SAFETY: the process has it for this, and nothing else uses it.
     let mut stdin = File::from(unsafe { OwnedFd::from_raw_fd(0) });
-    io::copy(&mut stdin, &mut io::sink()).map(drop)
+    let mut ignored = [0; 64];
+    while stdin.read(&mut ignored)? > 0 {}
+    Ok(())
 }
 
 fn tell(listener: &Listener, waiting: &Waiting, stdout: &mut File) {

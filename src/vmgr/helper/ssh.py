@@ -63,8 +63,7 @@ class Ssh:
             StateError: it cannot be started.
         """
         async with self._lock:
-            if self.pid is None:
-                await self._adopt()
+            await self._adopt()
             if self.pid is not None and self._server is not None:
                 if self._server.version == __version__:
                     return self._server
@@ -81,6 +80,7 @@ class Ssh:
 
     async def close(self, *, keep: bool) -> None:
         """Let go of it, or end it."""
+        await self._adopt()
         if not keep and self._process is not None and self._process.running:
             await self._process.stop(StopPolicy())
 
@@ -90,6 +90,8 @@ class Ssh:
             record = await self._helper.executors.in_files(path.read_bytes)
             server = msgspec.json.decode(record, type=SshServer)
         except (OSError, msgspec.MsgspecError):
+            # One that is ending, or has been told to make room, takes its record away first.
+            self._process = self._server = None
             return
         if self._process is not None and self._process.running and self._process.pid == server.pid:
             self._server = server

@@ -105,8 +105,11 @@ async def _serve(paths: Paths, wanted: int, ready_fd: int, lock: int) -> None:
         os.close(ready_fd)
         await _first(stop, drain)
         acceptor.close()
+        # From now on the next client starts another server, while this one takes its leave.
+        with contextlib.suppress(FileNotFoundError):
+            paths.ssh_record.unlink()
+        os.close(lock)
         if not stop.is_set():
-            os.close(lock)
             log.info("ssh server %d makes room for another", os.getpid())
             await _first(stop, door.empty)
         for server in {*door.known, *door.unknown}:
