@@ -20,7 +20,7 @@ use crate::wire::{self, Attach, Exec, Request};
 use crate::{filesystem, network, pty, still};
 
 /// Jobs that run at once.
-const MAX_LIVE: usize = 256;
+pub(crate) const MAX_LIVE: usize = 256;
 /// Channels at once.
 const MAX_CHANNELS: usize = 512;
 /// Job records in one listing.

@@ -18,6 +18,7 @@ use crate::outbox::{MAX_QUEUED, Outbox};
 use crate::port::{CHUNK, Port, Read};
 use crate::power::Power;
 use crate::receiver::{Incoming, Patience, Receiver};
+use crate::requests::MAX_LIVE;
 use crate::task::Task;
 use crate::wire::{self, Ended};
 use crate::{children, frame};
@@ -517,10 +518,15 @@ impl Server {
                 self.channels.remove(&channel);
             }
         }
-        // Those that nobody is attached to go first, then the oldest.
-        ended.sort_unstable();
-        let excess = ended.len().saturating_sub(MAX_ENDED);
-        for (_, number) in ended.drain(..excess) {
+        // The oldest go first. Who is attached is about to collect: of those there may be as many as
+        // can run, which may all end at once.
+        let (attached, left): (Vec<_>, Vec<_>) = ended.into_iter().partition(|&(there, _)| there);
+        let most = [(left, MAX_ENDED), (attached, MAX_LIVE)];
+        let excess = most.into_iter().flat_map(|(mut jobs, most)| {
+            jobs.truncate(jobs.len().saturating_sub(most));
+            jobs
+        });
+        for (_, number) in excess {
             self.drop_consumer(
                 number,
                 "forgotten",

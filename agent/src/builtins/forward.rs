@@ -105,6 +105,9 @@ fn relay(socket: &OwnedFd, report: &mut Report) {
     let (stdin, stdout) = unsafe { (OwnedFd::from_raw_fd(0), OwnedFd::from_raw_fd(1)) };
     let mut stdout = File::from(stdout);
     ignore_broken_pipes();
+    // What has come for the peer is still sent when the job is hung up; it has 5 s for that.
+    // SAFETY: no handler is installed.
+    let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
     // Whoever asked waits for this line: what comes after it is the other side's.
     if stdout.write_all(b"connected\n").is_err() {
         return;

@@ -68,11 +68,13 @@ class AsyncJob:
     async def flush(self) -> None:
         """Send all that `stream` has to say."""
         async with self._sending:  # bytes of two messages must not mix
+            if self._socket is None:  # a lost helper is being replaced: what is said then is kept
+                return
             if self._channel.opened:
                 for message in self.stream.take_outgoing():
                     self._channel.send(message)
             data = self._channel.take_outgoing()
-            if data and self._socket is not None:
+            if data:
                 # When it is gone, what it said before is still to be read.
                 with contextlib.suppress(OSError):
                     await asyncio.get_running_loop().sock_sendall(self._socket, data)

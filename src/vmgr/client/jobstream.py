@@ -236,6 +236,11 @@ class JobStream:
         """How many bytes `write` takes now."""
         return 0 if self._input_ended else s.STDIN_WINDOW - len(self._input)
 
+    @property
+    def input_delivered(self) -> bool:
+        """All input that was written has reached the command."""
+        return not self._input
+
     def write(self, data: bytes) -> None:
         """Queue input, at most `input_room` bytes."""
         if len(data) > self.input_room:

@@ -27,6 +27,7 @@ __all__ = ["AgentListener", "Connection", "RemoteListener"]
 
 # Connections that one listener has at the same time; the agent's jobs are counted too.
 _CONNECTIONS_MAX: Final = 128
+_DELIVERED_WITHIN: Final = 30.0  # seconds that a peer which does not read keeps a connection
 _ACCEPTED: Final = 4  # "accepted ID HOST PORT"
 _LISTENING: Final = 3  # "listening WHERE TOKEN"
 
@@ -41,6 +42,7 @@ class Connection(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         self._first = first
         self._pump = Pump()
         self._task: asyncio.Task[None] | None = None
+        self._ended = False
         self.ended = asyncio.Event()
 
     @classmethod
@@ -70,6 +72,7 @@ class Connection(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 
     def eof_received(self) -> bool:
         """See `asyncssh.SSHTCPSession`. The other direction goes on."""
+        self._ended = True
         self._pump.received_end()
         return True
 
@@ -81,10 +84,12 @@ class Connection(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         """See `asyncssh.SSHTCPSession`."""
         self._pump.resume_writing()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (an end is an end)
-        """See `asyncssh.SSHTCPSession`."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncssh.SSHTCPSession`. What was sent before an orderly end still arrives."""
         if self._task is None:
             self.drop()
+        elif exc is None and self._ended:
+            self._last = asyncio.create_task(self._deliver(), name="last bytes of a connection")
         else:
             self._task.cancel()
 
@@ -92,6 +97,13 @@ class Connection(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         """End it where it never got a channel."""
         self._started.job.close()
         self.ended.set()
+
+    async def _deliver(self) -> None:
+        assert self._task is not None  # noqa: S101 (it is connected)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DELIVERED_WITHIN):
+                await self._pump.delivered()
+        self._task.cancel()
 
     async def _run(self) -> None:
         try:

@@ -57,6 +57,7 @@ class Pump:
         self._reading_paused = False
         self._writing_paused = False
         self._untaken = {s.STDOUT: 0, s.STDERR: 0}
+        self._delivered = asyncio.Event()
         self._early_signal: int | None = None
         self._early_size: TerminalSize | None = None
         self._turn = asyncio.Event()
@@ -89,6 +90,11 @@ class Pump:
         self._writing_paused = False
         self._take()
         self._turn.set()
+
+    async def delivered(self) -> None:
+        """Wait until the job has all data up to its end; what it says meanwhile is dropped."""
+        self.resume_writing()
+        await self._delivered.wait()
 
     # -- the job -------------------------------------------------------------------------------
     async def run(
@@ -180,6 +186,8 @@ class Pump:
             if self._ended and not self._pending and not told_end:
                 told_end = True
                 stream.end_input()
+            if told_end and stream.input_delivered:
+                self._delivered.set()
             if self._reading_paused and self._size < _INPUT_LOW and self._channel is not None:
                 self._reading_paused = False
                 self._channel.resume_reading()

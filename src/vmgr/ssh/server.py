@@ -203,7 +203,8 @@ async def listen(door: Door, port: int) -> asyncssh.SSHAcceptor:
         port,
         server_factory=lambda: Server(door),
         server_host_keys=[door.keys.host],
-        server_version="vmgr",
+        # Clients go by this name to know the order of a symlink's two names in SFTP.
+        server_version="OpenSSH_compatible_vmgr",
         kex_algs=["curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256"],
         encryption_algs=[
             "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
