@@ -22,6 +22,7 @@ import helper
 import roundtrip
 import sandbox
 import saved
+import ssh
 import template
 from clock import Row, table
 from vmgr.api.models import ImageBuild
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "helper": helper.measure,
     "sandbox": sandbox.measure,
     "saved": saved.measure,
+    "ssh": ssh.measure,
     "template": template.measure,
 }
 
