@@ -122,7 +122,9 @@ def connections(config: Path, name: str, rounds: int, directory: Path) -> list[R
     control = ["-o", f"ControlPath={directory}/control"]
     # In the background once it is there.
     subprocess.run([*ssh[:-2], *control, "-M", "-N", "-f", ssh[-2]], check=True,
-                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(
+            [*ssh[:-2], *control, "-O", "exit", ssh[-2]], check=False, stderr=subprocess.DEVNULL
+        )
     try:
         shared.samples = [timed(*ssh[:-2], *control, *ssh[-2:]) for _ in range(rounds + 1)][1:]
     finally:
