@@ -2,8 +2,8 @@
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
 template; what the network is made of (holder, switchboard, egress) the helper knows, or it is
-marked in its environment; the SSH server is where the helper says; monitors are the parents of what runs in a sandbox; every further child
-of the helper is a worker: qemu-img, builders of images.
+marked in its environment; the SSH server is where the helper says; monitors are the parents of what
+runs in a sandbox; every further child of the helper is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
