@@ -120,17 +120,17 @@ def connections(config: Path, name: str, rounds: int, directory: Path) -> list[R
             bare.samples.append(timed(*to_bare))
             beyond.samples.append(timed(*ssh) - bare.samples[-1])
     control = ["-o", f"ControlPath={directory}/control"]
-    # In the background once it is there.
-    subprocess.run(
-        [*ssh[:-2], *control, "-M", "-N", "-f", ssh[-2]], check=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    master = [*ssh[:-2], *control, "-M", "-N", "-f", ssh[-2]]  # in the background once it is there
+    quiet = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    subprocess.run(master, check=True, **quiet)
     try:
         shared.samples = [timed(*ssh[:-2], *control, *ssh[-2:]) for _ in range(rounds + 1)][1:]
     finally:
-        subprocess.run(
-            [*ssh[:-2], *control, "-O", "exit", ssh[-2]], check=False, stderr=subprocess.DEVNULL
-        )
+        subprocess.run([*ssh[:-2], *control, "-O", "exit", ssh[-2]], check=False, **quiet)
     for row, goal in ((beyond, BEYOND_GOAL_S), (shared, SHARED_GOAL_S)):
         row.met = statistics.median(row.samples) <= goal
     return [bare, beyond, shared]
