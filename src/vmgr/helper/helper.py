@@ -21,8 +21,8 @@ from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
-from vmgr.helper.pool import Pool
 from vmgr.helper.names import Names
+from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.store import Store
