@@ -236,6 +236,10 @@ fn number(value: &ValueRef) -> Option<u64> {
     value.as_u64()
 }
 
+fn small(value: &ValueRef) -> Option<u16> {
+    u16::try_from(number(value)?).ok()
+}
+
 fn signed(value: &ValueRef) -> Option<i64> {
     match value {
         ValueRef::Integer(value) => value.as_i64(),
@@ -275,9 +279,8 @@ fn sixteen(value: &ValueRef) -> Option<[u8; 16]> {
 }
 
 fn signal(value: &ValueRef) -> Option<i32> {
-    i32::try_from(value.as_u64()?)
-        .ok()
-        .filter(|n| (1..=64).contains(n))
+    let number = i32::try_from(value.as_u64()?).ok()?;
+    (1..=64).contains(&number).then_some(number)
 }
 
 fn terminal_size(value: &ValueRef) -> Option<TerminalSize> {
@@ -285,11 +288,7 @@ fn terminal_size(value: &ValueRef) -> Option<TerminalSize> {
         return None;
     };
     let fields = Map(fields.clone());
-    let cells = |name| {
-        fields
-            .required(name, |v| u16::try_from(number(v)?).ok())
-            .ok()
-    };
+    let cells = |name| fields.required(name, small).ok();
     Some(TerminalSize {
         rows: cells("rows")?,
         cols: cells("cols")?,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rmpv::ValueRef;
 
-use super::{BadField, Field, Map, list, number, text};
+use super::{BadField, Field, Map, list, number, small, text};
 use crate::connection::Connect;
 use crate::network::{Interface, Network};
 
@@ -55,7 +55,7 @@ pub fn network(map: &Map) -> Field<Network> {
 /// The fields of `connect`.
 pub fn connect(map: &Map) -> Field<Connect> {
     const MOST: usize = 8;
-    let port = map.required("port", |v| u16::try_from(number(v)?).ok())?;
+    let port = map.required("port", small)?;
     let addresses = map.required("addresses", |v| list(v, address))?;
     if addresses.is_empty() || addresses.len() > MOST || port == 0 {
         return Err(BadField("addresses"));

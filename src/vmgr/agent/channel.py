@@ -295,11 +295,7 @@ class AgentChannel(MachineRequests):
     async def connect_to(
         self, addresses: Sequence[bytes], port: int, sink: JobSink, *, datagrams: bool = False
     ) -> Stream:
-        """Connect to one of the machine's ports.
-
-        Args:
-            addresses: packed, tried in this order.
-            datagrams: UDP: each goes behind its length (two bytes, little-endian).
+        """Connect to one of the machine's ports; see the protocol page.
 
         Raises:
             AgentError: nobody takes the connection, or the channel is over.

@@ -76,22 +76,22 @@ class Ports:
         Args:
             private: what is listened on so that only a program in the machine reaches it.
         """
-        before = self._private.get(machine.row.id, set())
-        if machine.row.interface is None or private == before:
+        changed = private ^ self._private.get(machine.row.id, set())
+        if machine.row.interface is None or not changed:
             return
         async with machine.lock:
-            for port in machine.row.ports:
-                key = (port.protocol, port.guest_port)
-                if (key in private) is (key in before) or machine.stopped.is_set():
-                    continue
+            if machine.stopped.is_set():
+                return
+            ports = [p for p in machine.row.ports if (p.protocol, p.guest_port) in changed]
+            for port in ports:
                 for forward in self._forwards(machine, port):
                     await self._serving.unserve(forward)
-                self._private.setdefault(machine.row.id, set()).symmetric_difference_update({key})
+            self._private[machine.row.id] = private
+            for port in ports:
                 try:
                     await self._open(machine, port, told=False)
                 except VmgrError as error:
                     log.warning("machine %s: %s", machine.name, error)
-            self._private[machine.row.id] = private
 
     def ended(self, machine: Machine) -> None:
         """A machine has ended."""
