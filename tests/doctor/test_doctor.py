@@ -273,6 +273,36 @@ async def test_control_groups(host: Host) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("4:memory:/\n1:name=systemd:/\n", "this host's are of version 1"),
+        ("4:memory:/\n0::/\n", "this host's are of both versions, and version 1 has the limits"),
+        ("1:name=systemd:/\n", "this host has none of version 2"),
+    ],
+)
+async def test_control_groups_of_version_1(host: Host, groups: str, said: str) -> None:
+    write(host.proc / "self/cgroup", groups)
+    expected = ("warning", f"{said}, so machines have no limit of their own")
+    assert outcome(await kernel.control_groups(host)) == (*expected, None)
+    (host.proc.parent / "run/systemd/system").mkdir(parents=True)
+    fix = "add systemd.unified_cgroup_hierarchy=1 to the kernel's command line and boot"
+    assert outcome(await kernel.control_groups(host)) == (*expected, fix)
+
+
+async def test_systemd_can_be_asked_for_a_group(host: Host) -> None:
+    write(host.proc / "self/cgroup", "0::/user.slice/session\n")
+    write(host.sys / "fs/cgroup/cgroup.controllers", "cpu memory pids\n")
+    host = replace(host, uid=1000)
+    (host.proc.parent / "run/systemd/system").mkdir(parents=True)
+    check = await kernel.control_groups(host)
+    assert check.fix == f"loginctl enable-linger {host.user}, then log in again"
+    write(host.proc.parent / "run/user/1000/bus", "")
+    assert outcome(await kernel.control_groups(host)) == (
+        "ok", "systemd gives the helper a group of its own", None,
+    )  # fmt: skip
+
+
 async def test_the_udev_fix_writes_a_rule(host: Host, tmp_path: Path) -> None:
     fix = replace(host, uid=1000).write_as_root(
         'KERNEL=="tun", MODE="0666"\n', "/etc/udev/rules.d/x.rules", "chmod 0666 /dev/net/tun"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ async def test_switchboard_and_egress_may_what_their_job_takes(paths: Paths) -> 
         assert seen.seccomp == "filter"
         assert set(seen.capabilities.values()) <= {0, capabilities}
         assert not seen_by(seen.pid) & {"home", "proc", "sys", "var", "tmp"}
+    log_limit = resource.prlimit(switchboard.pid, resource.RLIMIT_FSIZE)
+    assert log_limit[1] <= 16 << 20, "its log cannot fill the disk"
     assert not seen_by(switchboard.pid, str(paths.state))
     assert "resolv.conf" in seen_by(switchboard.pid, "/etc")
 

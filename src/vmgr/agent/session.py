@@ -75,9 +75,10 @@ MAX_DISCARD: Final = 16 * 1024**2
 """Bytes of an earlier session that may come before the nonce."""
 MAX_CHANNELS: Final = 512
 _MAX_PINGS: Final = 64
-# At once, and in each second for ever. Every event is logged and passed on; frames that say nothing
-# are as many as were on their way to channels that have been closed.
-_EVENTS: Final = (1_000, 100)
+# At once, and in each second for ever. An agent tells of listening ports 200 times a second, if
+# somebody in its machine wants that, and is no liar. Frames that say nothing are as many as were on
+# their way to channels that have been closed.
+_EVENTS: Final = (2_000, 400)
 _IDLE: Final = (50_000, 1_000)
 _CHANNEL_MAX: Final = 2**32 - 1
 

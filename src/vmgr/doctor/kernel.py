@@ -160,19 +160,28 @@ async def control_groups(host: Host) -> Check:
 
 def _control_groups(host: Host) -> Check:
     name = "control groups"
+    otherwise = "so machines have no limit of their own"
     lines = (_read(host.proc / "self/cgroup") or "").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::")), None)
     root = host.sys / "fs/cgroup"
-    if own is None or not (root / "cgroup.controllers").exists():
-        return warning(name, "this host has no unified hierarchy, so machines share one limit")
+    systemd = (host.proc.parent / "run/systemd/system").is_dir()
+    first = any("memory" in line.split(":")[1].split(",") for line in lines if ":" in line)
+    if first or own is None or not (root / "cgroup.controllers").exists():
+        # Hybrid hosts have a tree of version 2 as well, in which nothing can be limited.
+        what = "of version 1" if own is None else "of both versions, and version 1 has the limits"
+        fix = None
+        if systemd:
+            fix = "add systemd.unified_cgroup_hierarchy=1 to the kernel's command line and boot"
+        reason = f"this host's are {what}" if first else "this host has none of version 2"
+        return warning(name, f"{reason}, {otherwise}", fix)
     # Paths in a container may be relative to a root that is not ours: `/../..`.
     directory = root / own.lstrip("/")
     if os.access(directory, os.W_OK) and os.access(directory / "cgroup.procs", os.W_OK):
         return good(name, f"delegated: {own}")
-    fix = None
-    if (host.proc.parent / "run/systemd/system").is_dir():
-        fix = f"loginctl enable-linger {host.user}, then log in again"
-    return warning(name, f"{own} is not delegated to you, so machines share one limit", fix)
+    if systemd and (host.proc.parent / f"run/user/{host.uid}/bus").exists():
+        return good(name, "systemd gives the helper a group of its own")
+    fix = f"loginctl enable-linger {host.user}, then log in again" if systemd else None
+    return warning(name, f"{own} is not delegated to you, {otherwise}", fix)
 
 
 def _read(path: Path) -> str | None:

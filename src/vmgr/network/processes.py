@@ -47,6 +47,7 @@ _EGRESS_NETWORK: Final = "198.19.255.0/24"  # as vmgr.switchboard.firewall has i
 _EGRESS: Final = "egress"
 _HAS_IPV6: Final = Path("/proc/net/if_inet6")
 _OPEN_FILES: Final = 65_536  # a forwarded connection has two, and its pipes
+_LOG_LIMIT: Final = 4 << 20  # bytes; begun anew with each switchboard, and it says little
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class NetworkProcesses:
                     rights=confined.SWITCHBOARD_RIGHTS,
                     before=[*entering, "sh", "-c", setup_script(), "sh"],
                     environment={**self._marked(), **_python_environment()},
-                    open_files=_most_open_files(), io_priority=None,
+                    open_files=_most_open_files(), file_size=_LOG_LIMIT, io_priority=None,
                 )  # fmt: skip
 
             self.switchboard, said = await self._started("switchboard", launch, "ready")

@@ -1,9 +1,9 @@
 """Control groups of single machines (version 2), where a part of the tree is ours to divide.
 
-That is so when the helper runs in a group that was delegated to it (a systemd unit with
-`Delegate=yes`, a container with a tree of its own). A group that is divided may hold no processes
-itself, so the helper moves into a leaf beside its machines'. See "Delegation" in the kernel's
-Documentation/admin-guide/cgroup-v2.rst.
+That is so when the helper runs in a group that was delegated to it: a systemd unit with
+`Delegate=yes`, a scope (`vmgr.sandbox.scope`), a container with a tree of its own. A group that is
+divided may hold no processes itself, so the helper moves into a leaf beside its machines'. See
+"Delegation" in the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GroupLimits", "attach", "find_parent", "group_of", "make_group", "remove_group"]
+__all__ = [
+    "GroupLimits",
+    "attach",
+    "find_parent",
+    "group_of",
+    "has_controllers",
+    "make_group",
+    "remove_group",
+]
 
 _CONTROLLERS: Final = ("cpu", "memory", "pids")
 _HELPERS: Final = "vmgr-helper"
@@ -53,15 +61,9 @@ def find_parent(proc: Path = Path("/proc/self")) -> tuple[Path | None, str]:
     if own.name == _HELPERS:
         own = own.parent
     try:
-        missing = set(_CONTROLLERS) - set((own / "cgroup.controllers").read_text().split())
-        if missing:
-            return None, f"{own} has no controller for {', '.join(sorted(missing))}"
-        if not os.access(own, os.W_OK) or not os.access(own / "cgroup.subtree_control", os.W_OK):
-            return None, f"{own} is not delegated to you"
+        if (refused := _undivided(own, proc)) is not None:
+            return None, refused
         if set(_CONTROLLERS) - set((own / "cgroup.subtree_control").read_text().split()):
-            others = _processes(own) - {os.getpid()}
-            if others and (own / "cgroup.type").exists():  # the root is exempt, and has no type
-                return None, f"other processes run in {own}"
             (own / _HELPERS).mkdir(exist_ok=True)
             attach(own / _HELPERS, os.getpid())
             for controller in _CONTROLLERS:
@@ -69,6 +71,40 @@ def find_parent(proc: Path = Path("/proc/self")) -> tuple[Path | None, str]:
     except OSError as error:
         return None, f"{own} cannot be divided: {error.strerror}"
     return own, str(own)
+
+
+def _undivided(own: Path, proc: Path) -> str | None:
+    """Why a group cannot be divided."""
+    missing = set(_CONTROLLERS) - set((own / "cgroup.controllers").read_text().split())
+    if missing and not has_controllers(proc):
+        names = ", ".join(sorted(missing))
+        return f"control groups of version 2 have no {names} here: version 1 has them"
+    if missing:
+        return f"{own} has no controller for {', '.join(sorted(missing))}"
+    if not os.access(own, os.W_OK) or not os.access(own / "cgroup.subtree_control", os.W_OK):
+        return f"{own} is not delegated to you"
+    divided = not set(_CONTROLLERS) - set((own / "cgroup.subtree_control").read_text().split())
+    # The root is exempt, and has no type.
+    if not divided and _processes(own) - {os.getpid()} and (own / "cgroup.type").exists():
+        return f"other processes run in {own}"
+    return None
+
+
+def has_controllers(proc: Path = Path("/proc/self")) -> bool:
+    """Whether this host's unified groups could limit anything at all.
+
+    Where version 1 has the controllers, as beside an old systemd or in some containers, the unified
+    tree is there and empty-handed.
+    """
+    own = _own_group(proc)
+    if own is None:
+        return False
+    top = own
+    while (top.parent / "cgroup.controllers").exists():
+        top = top.parent
+    with contextlib.suppress(OSError):
+        return set(_CONTROLLERS) <= set((top / "cgroup.controllers").read_text().split())
+    return False
 
 
 def make_group(parent: Path, machine_id: str, limits: GroupLimits) -> Path:

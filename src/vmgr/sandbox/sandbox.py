@@ -88,6 +88,7 @@ class Sandbox:
         before: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         open_files: int = _OPEN_FILES,
+        file_size: int | None = None,
         io_priority: int | None = _IO_PRIORITY,
     ) -> Process:
         """Start a program that outlives us with what `need` names and what it needs itself.
@@ -99,11 +100,14 @@ class Sandbox:
                 sandbox is made in.
             environment: beside PATH and the locale.
             open_files: how many it may have; `io_priority` as with `vmgr.spawner.spawn`.
+            file_size: how large a file that it writes may become, its log included.
 
         Raises:
             OSError: it could not be started.
         """
         limits = {"core": 0, "nofile": open_files}
+        if file_size is not None:
+            limits["fsize"] = file_size
         # Nothing of the person's: neither names and directories nor proxies with passwords.
         env = {"PATH": minimal_environment()["PATH"], "LC_ALL": "C.UTF-8"}
         env.update(environment or {})

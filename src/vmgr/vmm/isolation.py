@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.sandbox import Need, probe_sandbox
-from vmgr.sandbox.cgroup import find_parent
+from vmgr.sandbox.cgroup import find_parent, has_controllers
 from vmgr.sandbox.probe import Trial
+from vmgr.sandbox.scope import enter_scope
 from vmgr.spawner import run
 from vmgr.vmm.commandline import SANDBOX
 
@@ -72,7 +73,19 @@ async def probe_vmm_sandbox(
     found = await probe_sandbox(trial, cache, executor, bubblewrap=bubblewrap)
     if found.level == "filter":
         return found
-    parent, why = await asyncio.get_running_loop().run_in_executor(executor, find_parent)
+    parent, why = await _parent(executor)
     if parent is None:
         return replace(found, reason=f"{found.reason}; without limits, since {why}")
     return replace(found, level="full", cgroup=parent)
+
+
+async def _parent(executor: Executor) -> tuple[Path | None, str]:
+    """Where control groups can be made: where this process is, or in a scope that systemd gives."""
+    loop = asyncio.get_running_loop()
+    parent, why = await loop.run_in_executor(executor, find_parent)
+    if parent is not None or not await loop.run_in_executor(executor, has_controllers):
+        return parent, why
+    refused = await enter_scope()
+    if refused is not None:
+        return None, f"{why}, and {refused}"
+    return await loop.run_in_executor(executor, find_parent)
