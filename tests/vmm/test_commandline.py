@@ -74,7 +74,7 @@ def test_kernel_parameters() -> None:
     words = kernel_command_line(spec(init="/sbin/init", kernel_parameters=("a=b", "quiet")), "tcg")
     assert words.split()[:2] == ["console=ttyS0", "quiet"]
     assert words.endswith(" vmgr.hostname=box vmgr.init=/sbin/init a=b quiet")
-    assert "panic=-1" in words.split()
+    assert {"panic=-1", "nowatchdog", "sysctl.vm.stat_interval=10"} <= set(words.split())
     assert "no_timer_check" in words.split()
     assert "no_timer_check" not in kernel_command_line(spec(), "kvm").split()
     assert "tsc=reliable" not in words.split()

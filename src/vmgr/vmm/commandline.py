@@ -48,6 +48,13 @@ _COMMAND_LINE_MAX: Final = 2047  # COMMAND_LINE_SIZE less its NUL, arch/x86/incl
 # quarter holds a busy Debian; when full it is emptied and filled anew.
 _TRANSLATION_BUFFER_MIB: Final = 256
 
+# What makes an idle kernel wake up without need, several times a second: watching for CPUs that are
+# stuck (a busy host looks like that from inside), tidying memory for huge pages beforehand, folding
+# counters. A machine can set each of them back (sysctl).
+_QUIET_WHEN_IDLE: Final = (
+    "nowatchdog", "sysctl.vm.compaction_proactiveness=0", "sysctl.vm.stat_interval=10",
+)  # fmt: skip
+
 # A model with x86-64-v2 (what today's distributions ask of a CPU at most) and no more: each further
 # feature is detected, set up and saved by emulated code. RDRAND seeds the guest's kernel.
 _EMULATED_CPU: Final = "Nehalem,+rdrand"
@@ -154,6 +161,7 @@ def kernel_command_line(
     words.append("panic=-1")
     # One serial port: probing for three more costs time, and there are none.
     words.append("8250.nr_uarts=1")
+    words += _QUIET_WHEN_IDLE
     if accelerator == "tcg":
         # The self-test of a random generator that only FIPS mode uses: 0.08 s of emulated code.
         words.append("initcall_blacklist=jent_mod_init")
