@@ -60,6 +60,8 @@ class Origin:
     kernel: KernelBundle
     """The one that it runs, whose modules it has open."""
     machine_type: str
+    saved_under: str | None = None
+    """The version of QEMU that saved it, where that may be another one than runs it now."""
     given_up: Callable[[VmgrError], Awaitable[None]] | None = None
     """Awaited when it does not go on from here, before it boots; None: then its start fails."""
 
@@ -134,7 +136,8 @@ class Starting:
         saved = ready.template.record.saved
         return Origin(
             "template", ready.restore, saved.resync_keys,
-            await self._helper.images.kernel(progress), saved.machine_type, boot_instead,
+            await self._helper.images.kernel(progress), saved.machine_type,
+            given_up=boot_instead,
         )  # fmt: skip
 
     async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:
@@ -157,7 +160,8 @@ class Starting:
 
     async def _resume(self, machine: Machine, progress: Progress, *, cold: bool) -> None:
         if cold:
-            await self._lost(machine, StateError("it was started cold"))
+            log.info("machine %s boots, as was asked for: what ran in it is gone", machine.name)
+            await self._suspending.drop(machine)
             await self.begin(machine, None, progress)
             return
         try:
@@ -180,6 +184,7 @@ class Starting:
                 saved.resync_keys,
                 kernel,
                 saved.machine_type,
+                saved.qemu,
                 lambda error: self._lost(machine, error),
             )
             await self.begin(machine, origin, progress, accelerator=saved.accelerator)
@@ -222,11 +227,10 @@ class Starting:
             await self._engine.accelerator(kernel.kernel),
             await self._engine.sandbox(await self._helper.settings()),
         )
-        if origin is not None and accelerator not in {None, host.accelerator.name}:
-            assert origin.given_up is not None  # noqa: S101 (only suspended machines say which)
-            await origin.given_up(
-                StateError(f"it was saved under {accelerator}, and this host has none now")
-            )
+        if origin is not None and (why := _unfit(origin, host, accelerator)) is not None:
+            if origin.given_up is None:
+                raise why
+            await origin.given_up(why)
             origin = None
         progress(f"starting {machine.name}", None)
         began = time.time()
@@ -303,7 +307,7 @@ class Starting:
         except VmgrError as error:
             if machine.kill_reason is not None or origin.given_up is None:
                 raise
-            await origin.given_up(error)
+            await origin.given_up(_not_read(error, origin, host.qemu))
         else:
             return True
         kernel = await self._helper.images.kernel(progress)
@@ -421,6 +425,19 @@ class Starting:
         return self._host_boot_id
 
 
+def _unfit(origin: Origin, host: _Host, accelerator: str | None) -> StateError | None:
+    """Why a machine cannot go on here, where that is known before its VMM tries."""
+    if accelerator not in {None, host.accelerator.name}:
+        return StateError(f"it was saved under {accelerator}, and this host has none now")
+    if not host.qemu.knows(origin.machine_type):
+        by = f" by QEMU {origin.saved_under}" if origin.saved_under else ""
+        return StateError(
+            f"it was saved{by} as a {origin.machine_type}, which QEMU {host.qemu.version} "
+            "does not know"
+        )
+    return None
+
+
 def _beginning(origin: Origin | None, kernel: KernelBundle, qemu: Qemu) -> dict[str, Any]:
     """What the row says of how a machine began to run."""
     return {
@@ -431,6 +448,16 @@ def _beginning(origin: Origin | None, kernel: KernelBundle, qemu: Qemu) -> dict[
         "qemu": qemu.version,
         "machine_type": qemu.machine_type if origin is None else origin.machine_type,
     }
+
+
+def _not_read(error: VmgrError, origin: Origin, qemu: Qemu) -> VmgrError:
+    """The error of a VMM that does not go on, which says so where another one saved it."""
+    if origin.saved_under in {None, qemu.version}:
+        return error
+    return StateError(
+        f"QEMU {qemu.version} cannot go on from what QEMU {origin.saved_under} saved: "
+        f"{error.message}"
+    )
 
 
 async def _end(vmm: Vmm, reason: str) -> None:

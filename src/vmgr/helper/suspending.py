@@ -82,7 +82,9 @@ class Suspending:
         machine.saved_whole = True
         try:
             if machine.vmm is not None:
-                await machine.vmm.kill("suspended")
+                # It holds nothing of the disk back since it was paused, and so does not touch it
+                # once more: whoever finds it dead finds the disk that its memory goes with.
+                await machine.vmm.kill("suspended", at_once=True)
             await machine.stopped.wait()
         finally:
             machine.saved_whole = False

@@ -33,6 +33,7 @@ _VERSION: Final = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?([^
 # A line of `-machine help`: name, description, and for the newest of a family what it is an alias
 # of.
 _ALIAS: Final = re.compile(rf"^{FAMILY}\s.*\(alias of (\S+?)\)", re.MULTILINE)
+_VERSIONED: Final = re.compile(rf"^(pc-{FAMILY}-\S+)\s", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Qemu:
     """The newest versioned type of the family that vmgr uses."""
     build: str
     """Changes with every change of the binary."""
+    older_types: tuple[str, ...] = ()
+    """The other versioned types of that family: what machines may have that were saved earlier."""
 
     @property
     def release(self) -> tuple[int, int]:
         """Major and minor version, for comparing."""
         major, minor, *_ = self.version.split(".")
         return int(major), int(minor)
+
+    def knows(self, machine_type: str) -> bool:
+        """Whether it can run a machine of that type, which another QEMU may have made."""
+        return machine_type == self.machine_type or machine_type in self.older_types
 
 
 def qemu_program(override: str | None = None, environ: Mapping[str, str] | None = None) -> Path:
@@ -92,9 +99,11 @@ async def find_qemu(cache: ProbeCache, executor: Executor, *, override: str | No
         if known is None:
             return program, build, None
         try:
-            return program, build, Qemu(**{**known, "program": Path(known["program"])})
+            older = tuple(known["older_types"])
+            qemu = Qemu(**{**known, "program": Path(known["program"]), "older_types": older})
         except (KeyError, TypeError):
             return program, build, None  # written by another version of vmgr
+        return program, build, qemu
 
     program, build, qemu = await loop.run_in_executor(executor, look)
     if qemu is None:
@@ -112,13 +121,15 @@ async def _ask(program: Path, build: str) -> Qemu:
     version = ".".join(part for part in match.group(1, 2, 3) if part)
     if (int(match[1]), int(match[2])) < MINIMUM:
         raise UnsupportedError(f"{program} is QEMU {version}, which is too old", next_step=_INSTALL)
-    alias = _ALIAS.search(await _printed(program, "-machine", "help"))
+    types = await _printed(program, "-machine", "help")
+    alias = _ALIAS.search(types)
     if alias is None:
         raise UnsupportedError(
             f"{program} has no machine type {FAMILY}",
             next_step="install the complete QEMU for x86",
         )
-    return Qemu(program, version, alias[1], build)
+    older = tuple(name for name in _VERSIONED.findall(types) if name != alias[1])
+    return Qemu(program, version, alias[1], build, older)
 
 
 async def _printed(program: Path, *arguments: str) -> str:
