@@ -203,10 +203,13 @@ def test_qemu_missing_or_too_old(
 
 def test_a_damaged_disk(home: Home) -> None:
     home.vmgr("create", "m", "--image", "debian-minimal", *SMALL)
-    # Once it has run, the disk has something of a person's.
-    home.vmgr("start", "m")
-    home.vmgr("stop", "m")
     (disk,) = (home.root / "state/vmgr/machines").glob("*/disk.qcow2")
+    # While nothing of a person's is on it, another one does as well.
+    with disk.open("r+b") as file:
+        file.write(b"nothing that QEMU would know")
+    home.vmgr("start", "m")
+    # Once it has run, there is something.
+    home.vmgr("stop", "m")
     disk.write_bytes(b"")
     done = home.vmgr("start", "m", check=False)
     assert done.returncode == 1

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from vmgr.errors import NotFoundError, StateError
@@ -175,6 +176,46 @@ async def test_a_file_that_was_cut_short_is_damage(
     mended = await kernels.ensure(home / "agent", lambda message, _: told.append(message))
     assert mended == bundle
     assert told == ["Writing the initramfs"]
+
+
+async def test_damage_that_leaves_the_size_is_noticed(
+    kernels: KernelFiles, home: Path, bundle: KernelBundle
+) -> None:
+    initramfs = bundle.initramfs
+    content = bytearray(initramfs.read_bytes())
+    assert await kernels.verify() == []
+    # Copied or touched, it is what it was.
+    os.utime(initramfs, (1, 1))
+    assert (await kernels.get(bundle.digest)).digest == bundle.digest
+    content[-600] ^= 1
+    initramfs.unlink()
+    initramfs.write_bytes(content)
+    with pytest.raises(StateError, match="its files are not those that were written"):
+        await kernels.get(bundle.digest)
+    # A start sees the time of the last change only; who looks at the content sees it all the same.
+    at = msgspec.json.decode((bundle.directory / "bundle.json").read_bytes())["written_at"]
+    os.utime(initramfs, ns=(at["initramfs.cpio"], at["initramfs.cpio"]))
+    assert (await kernels.get(bundle.digest)).digest == bundle.digest
+    (sentence,) = await kernels.verify()
+    assert sentence.startswith(f"the kernel bundle {bundle.directory.name[:12]} is damaged")
+    assert (await kernels.ensure(home / "agent", quiet)).digest == bundle.digest
+    assert await kernels.verify() == []
+
+
+async def test_a_part_of_another_version_is_removed_with_a_word(
+    kernels: KernelFiles, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (part,) = (home / "cache/kernels").glob("part-*")
+    old = part.with_name("part-1-linux-image-6.1_6.1")
+    old.mkdir()
+    (old / "part.json").write_text('{"format": 1, "release": "6.1"}')
+    assert await kernels.remove_residue() == [old.name]
+    assert not old.exists()
+    assert part.exists()
+    assert [r for r in caplog.records if "another vmgr version" in r.message]
+    caplog.clear()
+    assert await kernels.remove_residue() == []
+    assert caplog.records == []
 
 
 async def test_a_part_that_is_damaged_is_fetched_anew(

@@ -254,9 +254,11 @@ class Machines:
             await create_disk(
                 image, machine.paths.disk, row.disk_bytes, self._services.executors.files
             )
+            await machine.note_disk()
             return None
         try:
             await self._helper.templates.copy_disk(ready, machine.paths.disk)
+            await machine.note_disk()
         finally:
             ready.close()
         return ready.template.record.id

@@ -144,10 +144,11 @@ class Starting:
         """Make the disk of a machine that never ran what it will start from.
 
         Whatever a start that failed has left on it is gone then: a restored memory would not match
-        it, and nothing of a person's is there.
+        it, and nothing of a person's is there. The same goes for a disk that somebody else, or
+        something, has touched.
         """
         wanted = None if ready is None else ready.template.record.id
-        if machine.row.template == wanted:
+        if machine.row.template == wanted and await machine.has_disk_as_made():
             return
         if ready is not None:
             await self._helper.templates.copy_disk(ready, machine.paths.disk)
@@ -156,6 +157,7 @@ class Starting:
             await create_disk(
                 image, machine.paths.disk, machine.row.disk_bytes, self._services.executors.files
             )
+        await machine.note_disk()
         await machine.save(template=wanted)
 
     async def _resume(self, machine: Machine, progress: Progress, *, cold: bool) -> None:

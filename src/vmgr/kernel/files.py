@@ -66,6 +66,10 @@ _JSON_LIMIT: Final = 1 << 20
 _log = logging.getLogger(__name__)
 
 
+class _Versioned(msgspec.Struct):
+    format: int
+
+
 class KernelFiles:
     """The kernel bundles of one user.
 
@@ -161,9 +165,41 @@ class KernelFiles:
                     await discard(directory)
             return freed + await self._in_executor(self._apt.clean)
 
+    async def verify(self) -> Names:
+        """Compare the content of all bundles with their digests; gives a sentence for each damage.
+
+        Reads all of it, for a second or so. What is damaged is not used again.
+        """
+
+        def check() -> list[str]:
+            sentences = []
+            for entry in sorted(self._root.glob("*")):
+                if _HEX.fullmatch(entry.name):
+                    try:
+                        bundle = _read_bundle(entry)[1]
+                        try:
+                            _check_content(bundle)
+                        except VmgrError:
+                            _distrust(bundle)
+                            raise
+                    except VmgrError as error:
+                        sentences.append(error.message)
+            return sentences
+
+        return await self._in_executor(check)
+
     async def remove_residue(self) -> Names:
-        """Remove what builds of dead processes left half-made; gives the names."""
-        return await remove_residue(self._root)
+        """Remove what builds of dead processes left half-made; gives the names.
+
+        And parts that other versions of vmgr made, which nothing here can use.
+        """
+        gone = await remove_residue(self._root)
+        for part in await self._in_executor(self._parts):
+            if await self._in_executor(_is_of_another_version, part):
+                _log.warning("removing the kernel in %s, which another vmgr version made", part)
+                await discard(part)
+                gone.append(part.name)
+        return gone
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -273,6 +309,7 @@ class KernelFiles:
                 kernel_sha256=digest_file(ready / ("vmlinux" if pvh else "vmlinuz")),
                 modules_sha256=digest_sparse(ready / "modules.ext4"),
                 sizes=_sizes(ready),
+                written_at=_written_at(ready),
             )
             _encode(ready / PART_NAME, info)
             for path in ready.iterdir():
@@ -306,8 +343,7 @@ class KernelFiles:
                 with contextlib.suppress(FileNotFoundError):
                     _link_or_copy(part / name, ready / name)
             initramfs_sha256 = digest_file(initramfs)
-            parts = (info.kernel_sha256, initramfs_sha256, info.modules_sha256)
-            digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            digest = _digest_of(info.kernel_sha256, initramfs_sha256, info.modules_sha256)
             bundle = BundleInfo(
                 format=FORMAT,
                 release=info.release,
@@ -317,11 +353,12 @@ class KernelFiles:
                 initramfs_sha256=initramfs_sha256,
                 built_at=time.time(),
                 sizes=_sizes(ready),
+                written_at=_written_at(ready),
             )
             _encode(ready / BUNDLE_NAME, bundle)
             for path in ready.iterdir():
                 path.chmod(0o400)
-            return ready, self._root / digest
+            return ready, self._directory(digest)
 
         async with staging(self._root) as stage:
             try:
@@ -439,7 +476,36 @@ def _read_bundle(directory: Path) -> tuple[float, KernelBundle]:
             f"the kernel bundle {directory.name[:12]} is damaged: {damage}",
             next_step="it is built anew when a machine starts",
         )
+    if _is_changed(directory, info.written_at):
+        _check_content(bundle)
     return info.built_at, bundle
+
+
+def _check_content(bundle: KernelBundle) -> None:
+    """Compare what the files hold with what their digest says; a second's work, blocks.
+
+    Raises:
+        StateError: it is something else.
+    """
+    parts = (digest_file(bundle.kernel), digest_file(bundle.initramfs))
+    if bundle.digest != _digest_of(*parts, digest_sparse(bundle.modules)):
+        raise StateError(
+            f"the kernel bundle {bundle.directory.name[:12]} is damaged: its files are not those "
+            "that were written",
+            next_step="it is built anew when a machine starts",
+        )
+
+
+def _distrust(bundle: KernelBundle) -> None:
+    """Have whoever reads it next look at its content, and its part's: their times are another."""
+    for path in (bundle.kernel, bundle.initramfs, bundle.modules):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _digest_of(kernel_sha256: str, initramfs_sha256: str, modules_sha256: str) -> str:
+    parts = (kernel_sha256, initramfs_sha256, modules_sha256)
+    return f"sha256:{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()}"
 
 
 def _read_part(directory: Path) -> PartInfo:
@@ -447,11 +513,36 @@ def _read_part(directory: Path) -> PartInfo:
     needed = {"vmlinuz", "modules.ext4", *(("vmlinux",) if info.pvh else ())}
     if damage := _damage(directory, needed, info.sizes):
         raise StateError(f"it is damaged: {damage}")
+    if _is_changed(directory, info.written_at):
+        kernel = digest_file(directory / ("vmlinux" if info.pvh else "vmlinuz"))
+        modules = digest_sparse(directory / "modules.ext4")
+        if (kernel, modules) != (info.kernel_sha256, info.modules_sha256):
+            raise StateError("it is damaged: its files are not those that were written")
     return info
+
+
+def _is_of_another_version(part: Path) -> bool:
+    """Whether a part was made by a vmgr that knew another format."""
+    try:
+        return _decode(part / PART_NAME, _Versioned).format != FORMAT
+    except VmgrError:
+        return False  # damaged, which is another matter
 
 
 def _sizes(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in directory.iterdir() if path.is_file()}
+
+
+def _written_at(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in directory.iterdir() if path.is_file()}
+
+
+def _is_changed(directory: Path, written_at: dict[str, int]) -> bool:
+    """Whether a file was written to after it was made, as far as its time tells.
+
+    Somebody's copy of it has another time, too: only its content tells.
+    """
+    return any((directory / name).stat().st_mtime_ns != at for name, at in written_at.items())
 
 
 def _damage(directory: Path, needed: set[str], sizes: dict[str, int]) -> str | None:

@@ -38,6 +38,8 @@ class PartInfo(Struct, frozen=True, kw_only=True):
     modules_sha256: str
     sizes: dict[str, int] = {}
     """Bytes of each file that bundles take over: another size is damage."""
+    written_at: dict[str, int] = {}
+    """When each was written, in nanoseconds: where that differs, the content is compared."""
 
 
 class BundleInfo(Struct, frozen=True, kw_only=True):
@@ -52,6 +54,8 @@ class BundleInfo(Struct, frozen=True, kw_only=True):
     built_at: float
     sizes: dict[str, int] = {}
     """Bytes of each file: another size is damage."""
+    written_at: dict[str, int] = {}
+    """When each was written, likewise."""
 
 
 @dataclass(frozen=True)
