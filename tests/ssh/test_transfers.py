@@ -58,6 +58,7 @@ def test_a_large_file_there_and_back(client: Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_gigabyte_there_and_back(client: Client, tmp_path: Path) -> None:
     there_and_back(client, tmp_path, 1024 * MIB)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 import asyncssh
 
@@ -41,6 +42,8 @@ class Door:
         self.keys = keys
         self.unknown: set[Server] = set()
         self.known: set[Server] = set()
+        self.turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """For each machine that connections are for: who may start a job now."""
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -93,7 +96,7 @@ class Server(asyncssh.SSHServer):
     # -- who may come in -----------------------------------------------------------------------
     def begin_auth(self, username: str) -> bool:
         """See `asyncssh.SSHServer`."""
-        self.target = Target(self._door.client, username)
+        self.target = Target(self._door.client, username, self._door.turns)
         return True
 
     def public_key_auth_supported(self) -> bool:
