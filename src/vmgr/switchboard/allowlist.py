@@ -153,6 +153,8 @@ def recovered(listed: str) -> list[tuple[str, Pin, str, int]]:
                 found.append((match[1], Pin(value, None, None), name, int(left)))
             elif isinstance(value, dict):
                 address, protocol, port = value["concat"]
+                # A sandbox without /etc/protocols shows numbers.
+                protocol = {"6": "tcp", "17": "udp"}.get(str(protocol), protocol)
                 found.append((match[1], Pin(address, protocol, port), name, int(left)))
     return found
 
