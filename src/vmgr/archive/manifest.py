@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from vmgr.artifact.strangers import decode_json
+
 __all__ = [
     "LIMITS", "MANIFEST", "MANIFEST_LIMIT", "ArchiveError", "Manifest", "Member", "read_manifest",
 ]  # fmt: skip
@@ -88,8 +90,8 @@ def read_manifest(text: bytes) -> Manifest:
         ArchiveError: it is not, or is of another format.
     """
     try:
-        head = msgspec.json.decode(text, type=_Head)
-    except msgspec.MsgspecError:
+        head = decode_json(text, _Head)
+    except ValueError:
         raise ArchiveError("is not a snapshot that vmgr exported") from None
     if head.format != FORMAT:
         raise ArchiveError("is not a snapshot that vmgr exported")
@@ -98,8 +100,8 @@ def read_manifest(text: bytes) -> Manifest:
             f"was written by a newer vmgr (format {head.version}, this one knows {VERSION})"
         )
     try:
-        manifest = msgspec.json.decode(text, type=Manifest)
-    except msgspec.MsgspecError as error:
+        manifest = decode_json(text, Manifest)
+    except ValueError as error:
         raise ArchiveError(f"is damaged: its manifest is not valid ({error})") from None
     names = [member.name for member in manifest.members]
     if len(set(names)) != len(names) or not set(names) <= LIMITS.keys():

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from vmgr.errors import StateError, UsageError
+from vmgr.artifact.strangers import decode_json
+from vmgr.errors import UsageError
 from vmgr.helper.store import MachineRow
 from vmgr.image import check_metadata
 from vmgr.machine.names import check_name
-from vmgr.saved.files import read_record
+from vmgr.saved import SavedMachine
 from vmgr.snapshot import SnapshotRecord, check_tag
 from vmgr.snapshot.files import RECORD
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmgr.archive.manifest import Manifest
-    from vmgr.saved import SavedMachine
 
 __all__ = ["Arrival", "read_arrival"]
 
@@ -67,9 +67,9 @@ def read_arrival(files: Path, manifest: Manifest) -> Arrival:
         if not manifest.has(name):
             raise UsageError(f"it has no {name}")
     try:
-        record = msgspec.json.decode((files / RECORD).read_bytes(), type=SnapshotRecord)
+        record = decode_json((files / RECORD).read_bytes(), SnapshotRecord)
         given = msgspec.convert(record.row, MachineRow)
-    except msgspec.MsgspecError as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise UsageError(f"what it says of its machine is not valid ({error})") from None
     check_name(record.machine)
     check_tag(record.tag)
@@ -125,8 +125,8 @@ def _saved(files: Path, manifest: Manifest, kernel: str, row: MachineRow) -> Sav
         if not manifest.has(name):
             raise UsageError(f"it has no {name}")
     try:
-        saved = read_record(files)
-    except StateError:
+        saved = decode_json((files / "saved.json").read_bytes(), SavedMachine)
+    except ValueError:
         raise UsageError("what it says of its machine's memory is not valid") from None
     state = saved.state
     if (

@@ -15,6 +15,7 @@ import msgspec
 
 from vmgr.artifact.sparse import move_file
 from vmgr.artifact.staging import publish_sound, staging
+from vmgr.artifact.strangers import decode_json
 from vmgr.artifact.threads import in_thread
 from vmgr.errors import UnsupportedError, UsageError
 from vmgr.image.model import DISK_NAME, METADATA_LIMIT, METADATA_NAME, METADATA_VERSION, Metadata
@@ -67,8 +68,8 @@ def adopted_metadata(files: Path, digest: str, size_bytes: int, source: str) -> 
     with (files / METADATA_NAME).open("rb") as file:
         text = file.read(METADATA_LIMIT)
     try:
-        claimed = msgspec.json.decode(text, type=Metadata)
-    except msgspec.MsgspecError:
+        claimed = decode_json(text, Metadata)
+    except ValueError:
         raise UsageError("its image's description is damaged") from None
     if claimed.version != METADATA_VERSION:
         raise UnsupportedError("its image is of another version of vmgr")

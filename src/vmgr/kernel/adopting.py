@@ -14,6 +14,7 @@ import msgspec
 
 from vmgr.artifact.sparse import digest_file, digest_sparse, move_file
 from vmgr.artifact.staging import publish_sound, staging
+from vmgr.artifact.strangers import decode_json
 from vmgr.artifact.threads import in_thread
 from vmgr.errors import UnsupportedError, UsageError
 from vmgr.kernel.model import BUNDLE_NAME, FORMAT, BundleInfo
@@ -50,8 +51,8 @@ async def adopt(
 
     def look() -> BundleInfo:
         try:
-            info = msgspec.json.decode((files / BUNDLE_NAME).read_bytes(), type=BundleInfo)
-        except msgspec.MsgspecError:
+            info = decode_json((files / BUNDLE_NAME).read_bytes(), BundleInfo)
+        except ValueError:
             raise UsageError("its kernel's description is damaged") from None
         if info.format != FORMAT:
             raise UnsupportedError("its kernel is of another version of vmgr")
