@@ -56,6 +56,19 @@ class Arrival:
         return -(-self.record.disk_bytes // _MIB) * _MIB
 
 
+class _Given(msgspec.Struct):
+    """What of a machine's row is looked at."""
+
+    image: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    init: str | None = None
+    default_user: str = "root"
+    env: dict[str, str] = {}
+    access: str = "full"
+
+
 def read_arrival(files: Path, manifest: Manifest) -> Arrival:
     """Read what an archive says of its snapshot; blocks.
 
@@ -68,7 +81,7 @@ def read_arrival(files: Path, manifest: Manifest) -> Arrival:
             raise UsageError(f"it has no {name}")
     try:
         record = decode_json((files / RECORD).read_bytes(), SnapshotRecord)
-        given = msgspec.convert(record.row, MachineRow)
+        given = msgspec.convert(record.row, _Given)
     except (ValueError, msgspec.MsgspecError) as error:
         raise UsageError(f"what it says of its machine is not valid ({error})") from None
     check_name(record.machine)
@@ -120,7 +133,7 @@ def read_arrival(files: Path, manifest: Manifest) -> Arrival:
     return Arrival(record, saved, row)
 
 
-def _saved(files: Path, manifest: Manifest, kernel: str, row: MachineRow) -> SavedMachine:
+def _saved(files: Path, manifest: Manifest, kernel: str, row: _Given) -> SavedMachine:
     for name in ("memory", "devices", "saved.json"):
         if not manifest.has(name):
             raise UsageError(f"it has no {name}")
