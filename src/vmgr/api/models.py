@@ -45,6 +45,9 @@ __all__ = [
     "PortForward",
     "SandboxLevel",
     "SetConfig",
+    "SnapshotExport",
+    "SnapshotFile",
+    "SnapshotImport",
     "SnapshotInfo",
     "SshServer",
     "StopMachine",
@@ -317,6 +320,38 @@ class SnapshotInfo(Model, frozen=True, kw_only=True):
     disk_bytes: int
     size_bytes: int
     """What it takes on this computer's disk."""
+
+
+class SnapshotExport(Model, frozen=True, kw_only=True):
+    """Write a snapshot to one file on this host."""
+
+    snapshot: str
+    """`MACHINE:TAG`."""
+    path: str
+    """Absolute. The helper makes it with the rights of the person; nobody else may read it."""
+    force: bool = False
+    """Replace a file that is there."""
+    without_image: bool = False
+    """Leave out image and kernel, for a computer that has the same ones."""
+
+
+class SnapshotFile(Model, frozen=True, kw_only=True):
+    """A file with a snapshot in it."""
+
+    snapshot: str
+    path: str
+    size_bytes: int
+    image: bool
+    """Whether the image, and the kernel where it is needed, are in it too."""
+
+
+class SnapshotImport(Model, frozen=True, kw_only=True):
+    """Take a snapshot from a file on this host."""
+
+    path: str
+    """Absolute."""
+    name: str | None = None
+    """`MACHINE:TAG`; None: as it was called where it came from."""
 
 
 class StopMachine(Model, frozen=True, kw_only=True):

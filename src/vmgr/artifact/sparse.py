@@ -6,6 +6,7 @@ extents (SEEK_DATA, SEEK_HOLE of lseek(2)).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["allocated_bytes", "copy_sparse", "data_extents", "digest_file", "digest_sparse"]
+__all__ = [
+    "allocated_bytes",
+    "copy_sparse",
+    "data_extents",
+    "digest_file",
+    "digest_sparse",
+    "move_file",
+]
 
 _CHUNK: Final = 65_536
 _COPY: Final = 8 << 20
@@ -92,6 +100,21 @@ def copy_sparse(source: Path, target: Path) -> None:
                     written = os.pwrite(writer.fileno(), view, position)
                     position += written
                     view = view[written:]
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file to the new name `target`, to another file system too; holes stay holes.
+
+    Raises:
+        OSError: it could not be moved; `target` may be left half-made.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy_sparse(source, target)
+        source.unlink()
 
 
 def allocated_bytes(*paths: Path) -> int:

@@ -213,6 +213,18 @@ class AsyncClient:
         """Remove a snapshot, `MACHINE:TAG`."""
         return await self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
 
+    async def snapshot_export(
+        self, export: m.SnapshotExport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.SnapshotFile:
+        """Write a snapshot to one file on this host."""
+        return await self._work(m.SnapshotFile, "snapshot_export", export, on_progress)
+
+    async def snapshot_import(
+        self, source: m.SnapshotImport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> m.SnapshotInfo:
+        """Take a snapshot from a file on this host."""
+        return await self._work(m.SnapshotInfo, "snapshot_import", source, on_progress)
+
     # -- the network -------------------------------------------------------------------------------
     async def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:
         """Change what a machine may reach, also while it runs."""

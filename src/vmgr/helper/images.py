@@ -5,6 +5,7 @@ The files are `vmgr.image`'s and `vmgr.kernel`'s; the names are in the store.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmgr.helper.machine import Services
+    from vmgr.image import Metadata
 
     Progress = Callable[[str, float | None], None]
 
@@ -58,6 +60,8 @@ class ImageService:
         self._shared = SharedWork()
         self._kernel: KernelBundle | None = None
         self._removing: set[str] = set()
+        self.keeping = asyncio.Lock()
+        """Held while unused things are removed, and by who has just made one and not used it."""
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -147,6 +151,21 @@ class ImageService:
         image = await self._files.import_tarball(request, progress)
         return await self._named(name, image)
 
+    async def adopt(self, files: Path, metadata: Metadata) -> Image:
+        """An image of a file system that came with a snapshot; it has no name."""
+        return await self._files.adopt(files, metadata)
+
+    async def of_digest(self, digest: str) -> Image | None:
+        """The image of that digest, if it is there and sound."""
+        try:
+            return None if digest in self._removing else await self._files.get(digest)
+        except VmgrError:
+            return None
+
+    async def adopt_kernel(self, files: Path, digest: str) -> KernelBundle:
+        """A kernel bundle that came with a snapshot."""
+        return await self._kernels.adopt(files, digest)
+
     async def kernel(self, progress: Progress) -> KernelBundle:
         """The kernel bundle that machines start with, built or completed first where needed."""
         if self._kernel is not None:
@@ -206,6 +225,10 @@ class ImageService:
 
     async def prune(self) -> ImageRemoved:
         """Remove images that have no name and no machine, and kernel bundles that nothing uses."""
+        async with self.keeping:
+            return await self._prune()
+
+    async def _prune(self) -> ImageRemoved:
         names = await self._names_by_digest()
         removed: list[str] = []
         freed = 0

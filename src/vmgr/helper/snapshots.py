@@ -23,6 +23,7 @@ from vmgr.artifact.faults import failed
 from vmgr.artifact.sparse import copy_sparse
 from vmgr.artifact.staging import staging
 from vmgr.errors import ConflictError, NotFoundError, UsageError
+from vmgr.helper.archives import SnapshotArchives
 from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
 from vmgr.helper.store import MachineRow
@@ -41,6 +42,7 @@ from vmgr.snapshot import (
 from vmgr.snapshot.files import DISK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vmgr.api.models import CreateMachine
@@ -65,6 +67,7 @@ class Snapshots:
         self._executor = services.executors.files
         self.files = SnapshotFiles(services.paths.snapshots, services.executors.files)
         self._making: set[tuple[str, str]] = set()
+        self.archives = SnapshotArchives(services, helper, self)
 
     async def reconcile(self) -> None:
         """Learn what there is; remove what interrupted work left."""
@@ -76,11 +79,12 @@ class Snapshots:
         return [
             (f"snapshot {s.name}", s.record.image_digest, s.record.disk_bytes)
             for s in self.files.all()
-        ]
+        ] + self.archives.images
 
     def kernel_users(self) -> list[str]:
         """The kernel bundles that machines go on with from here."""
-        return [s.record.kernel_digest for s in self.files.all() if s.record.kernel_digest]
+        kept = [s.record.kernel_digest for s in self.files.all() if s.record.kernel_digest]
+        return kept + self.archives.kernels
 
     # -- looking --------------------------------------------------------------------------------
 
@@ -123,24 +127,49 @@ class Snapshots:
             taken |= {other for of, other in self._making if of == name}
             tag = made_up_tag(taken, time.time())
         check_tag(tag)
-        if self.files.find(name, tag) is not None or (name, tag) in self._making:
-            raise ConflictError(
-                f"there is a snapshot {name}:{tag} already",
-                next_step=f"take another tag, or remove it with: vmgr snapshot rm {name}:{tag}",
-            )
-        self._making.add((name, tag))
         try:
-            async with staging(self.files.root) as stage:
-                async with machine.lock:
-                    machine.require("snapshot")
-                    row = machine.row
-                    kernel = await self._fill(machine, stage)
-                snapshot = await self.files.publish(stage, _record(row, tag, kernel))
+            with self.making(name, tag):
+                async with staging(self.files.root) as stage:
+                    async with machine.lock:
+                        machine.require("snapshot")
+                        row = machine.row
+                        kernel = await self._fill(machine, stage)
+                    snapshot = await self.files.publish(stage, _record(row, tag, kernel))
         except OSError as error:
             raise failed(error, "take a snapshot", self.files.root) from error
+        return self.shown(snapshot)
+
+    def check_free(self, machine: str, tag: str) -> None:
+        """See that there is no snapshot of that name, nor one being made.
+
+        Raises:
+            ConflictError: there is.
+        """
+        if self.files.find(machine, tag) is not None or (machine, tag) in self._making:
+            raise ConflictError(
+                f"there is a snapshot {machine}:{tag} already",
+                next_step=f"take another tag, or remove it with: vmgr snapshot rm {machine}:{tag}",
+            )
+
+    @contextlib.contextmanager
+    def making(self, machine: str, tag: str) -> Iterator[None]:
+        """Have a name for a snapshot that is being made.
+
+        Raises:
+            ConflictError: it is taken.
+        """
+        self.check_free(machine, tag)
+        self._making.add((machine, tag))
+        try:
+            yield
         finally:
-            self._making.discard((name, tag))
-        self._services.events.publish("snapshot.created", name, tag=tag)
+            self._making.discard((machine, tag))
+
+    def shown(self, snapshot: Snapshot) -> SnapshotInfo:
+        """Tell of a new snapshot."""
+        self._services.events.publish(
+            "snapshot.created", snapshot.record.machine, tag=snapshot.record.tag
+        )
         return _info(snapshot)
 
     async def _fill(self, machine: Machine, stage: Path) -> str | None:
@@ -184,7 +213,9 @@ class Snapshots:
         machine = machines.get(snapshot.record.machine)
         if machine.row.id != snapshot.record.machine_id:
             raise ConflictError(
-                f"{snapshot.name} is of an earlier machine of that name",
+                f"{snapshot.name} came from a file, and is of no machine here"
+                if snapshot.record.imported
+                else f"{snapshot.name} is of an earlier machine of that name",
                 next_step=f"make a new one of it: vmgr create --from {snapshot.name} NEW",
             )
         if force and not machine.stopped.is_set():
@@ -271,12 +302,16 @@ class Snapshots:
         """Remove a snapshot.
 
         Raises:
-            ConflictError: a machine is just being restored from it.
+            ConflictError: a machine is just being restored from it, or it is being exported.
         """
         snapshot = self.get(reference)
         for machine in self._helper.machines.all():
             if machine.row.restoring == snapshot.record.id:
                 raise ConflictError(f"machine {machine.name} is just being restored from it")
+        if self.archives.exporting(snapshot):
+            raise ConflictError(
+                f"{snapshot.name} is just being exported", next_step="wait for that to end"
+            )
         await self.files.remove(snapshot)
         self._services.events.publish(
             "snapshot.removed", snapshot.record.machine, tag=snapshot.record.tag

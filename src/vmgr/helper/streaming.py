@@ -112,12 +112,24 @@ class Streaming:
                 socket, lambda progress: self._helper.machines.build_template(request, progress)
             )
 
+    async def snapshot_export(self, _call: Call, socket: web.WebSocketResponse) -> None:
+        async with self._reporting(socket):
+            request = await _first(socket, m.SnapshotExport)
+            archives = self._helper.snapshots.archives
+            await self._image_work(socket, lambda progress: archives.export(request, progress))
+
+    async def snapshot_import(self, _call: Call, socket: web.WebSocketResponse) -> None:
+        async with self._reporting(socket):
+            request = await _first(socket, m.SnapshotImport)
+            archives = self._helper.snapshots.archives
+            await self._image_work(socket, lambda progress: archives.import_(request, progress))
+
     async def _image_work(
         self,
         socket: web.WebSocketResponse,
         work: Callable[
             [Callable[[str, float | None], None]],
-            Coroutine[Any, Any, m.ImageInfo | m.TemplateInfo],
+            Coroutine[Any, Any, m.Model],
         ],
     ) -> None:
         async with progress_to(socket) as progress:

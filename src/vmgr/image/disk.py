@@ -17,7 +17,6 @@ from vmgr.artifact.staging import staging
 from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import UsageError
-from vmgr.image.model import DEFAULT_DISK_BYTES
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ async def create_disk(image: Image, path: Path, size_bytes: int, executor: Execu
 def base_of(image: Image, size_bytes: int) -> Path:
     """The file that a disk of this size on this image stands on."""
     size_bytes = _whole_mib(size_bytes)
-    if size_bytes == DEFAULT_DISK_BYTES:
+    if size_bytes == image.disk_bytes:
         return image.disk
     return image.directory / f"root-{size_bytes}.ext4"
 

@@ -34,6 +34,7 @@ from vmgr.artifact.staging import (
 from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, UsageError, VmgrError
+from vmgr.image.adopting import adopt
 from vmgr.image.bootstrap import SPACE_NEEDED, bootstrap
 from vmgr.image.compression import DECOMPRESSION_ERRORS, open_tarball
 from vmgr.image.model import (
@@ -187,6 +188,10 @@ class ImageFiles:
                 source=f"tarball:{path.name}", init=init, default_user=request.default_user,
                 env=request.env, entrypoint=request.entrypoint,
             )  # fmt: skip
+
+    async def adopt(self, files: Path, metadata: Metadata) -> Image:
+        """Make an image of a file system that came from elsewhere, see `vmgr.image.adopting`."""
+        return await adopt(self._root, files, metadata, _read_image, self._executor)
 
     async def remove(self, digest: str) -> int:
         """Remove an image; gives the bytes that this freed. Machines made from it must be gone.

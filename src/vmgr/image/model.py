@@ -82,10 +82,12 @@ class Image:
     """As `uname -m` says it: `x86_64`."""
     minimum_disk_bytes: int
     """The smallest disk that holds its content."""
+    disk_bytes: int = DEFAULT_DISK_BYTES
+    """The size of its file system; of one that came with a snapshot, that of the machine's disk."""
 
     @property
     def disk(self) -> Path:
-        """The file system, of `DEFAULT_DISK_BYTES`, sparse."""
+        """The file system, of `disk_bytes`, sparse."""
         return self.directory / DISK_NAME
 
     @classmethod
@@ -103,4 +105,5 @@ class Image:
             entrypoint=list(metadata.entrypoint),
             architecture=metadata.architecture,
             minimum_disk_bytes=metadata.minimum_disk_bytes,
+            disk_bytes=metadata.disk_bytes,
         )

@@ -30,6 +30,7 @@ from vmgr.artifact.staging import discard, publish, publish_sound, remove_residu
 from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, require
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, VmgrError
+from vmgr.kernel.adopting import adopt
 from vmgr.kernel.cpio import NewcWriter
 from vmgr.kernel.model import (
     BUNDLE_NAME,
@@ -139,6 +140,10 @@ class KernelFiles:
             StateError: its files are damaged.
         """
         return (await self._in_executor(_read_bundle, self._directory(digest)))[1]
+
+    async def adopt(self, files: Path, digest: str) -> KernelBundle:
+        """Make a bundle of files that came from elsewhere, see `vmgr.kernel.adopting`."""
+        return (await adopt(self._root, files, digest, _read_bundle, self._executor))[1]
 
     async def remove(self, digest: str) -> int:
         """Remove a bundle; gives the bytes that this freed (its part keeps what is shared).

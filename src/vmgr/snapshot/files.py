@@ -48,6 +48,8 @@ class SnapshotRecord(msgspec.Struct, kw_only=True, frozen=True):
     """The size that the machine sees."""
     kernel_digest: str | None = None
     """The kernel bundle that the memory goes on with; None: there is no memory."""
+    imported: bool = False
+    """It came from a file: no machine here is the one that it was taken of."""
     row: dict[str, Any]
     """All that made up the machine, as its row had it."""
 
