@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmgr.api.models import AuditedMemory
+from vmgr.api.audit import AuditedMemory
 from vmgr.audit.proc import Seen, look, unix_sockets
 from vmgr.audit.rules import Surroundings, problems, purpose_of
 

@@ -7,7 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.backports import newer_qemu as newer_qemu
+from tests.backports import find_newer_qemu
 from tests.conftest import SMALL
 from tests.helper.test_fork import shell
 
@@ -22,6 +22,12 @@ pytestmark = pytest.mark.vm
 # In memory only: a machine that boots has none.
 COUNTER = "n=0; while sleep 0.2; do echo $((n += 1)) > /run/new; mv /run/new /run/counter; done"
 GROWS = "a=$(cat /run/counter); until [ $(cat /run/counter) -gt $a ]; do sleep 0.1; done; echo yes"
+
+
+@pytest.fixture(scope="module")
+def newer_qemu() -> str:
+    """The path of a QEMU newer than the host's own."""
+    return find_newer_qemu()
 
 
 @pytest.fixture(scope="module")

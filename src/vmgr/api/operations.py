@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vmgr.api import models as m
+from vmgr.api.audit import AuditReport
 from vmgr.api.usage import Usage
 
 __all__ = ["API_PREFIX", "OPERATIONS", "Operation", "Parameter"]
@@ -77,7 +78,7 @@ OPERATIONS: dict[str, Operation] = {
             "GET",
             "/audit",
             "Every process of vmgr, and which process rules it breaks",
-            response=m.AuditReport,
+            response=AuditReport,
         ),
         Operation(
             "usage",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmgr.api.models import AuditedFd, AuditedProcess, AuditReport
+from vmgr.api.audit import AuditedFd, AuditedProcess, AuditReport
 from vmgr.audit.proc import look, signal_name, unix_sockets
 from vmgr.audit.rules import Surroundings, network_problems, problems, purpose_of
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from vmgr.api.models import AuditedMemory
+from vmgr.api.audit import AuditedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

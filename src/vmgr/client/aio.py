@@ -14,6 +14,7 @@ import msgspec
 from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
+from vmgr.api.audit import AuditReport
 from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
@@ -106,9 +107,9 @@ class AsyncClient:
         """What works on this host, and what would mend the rest."""
         return await self._call(m.DoctorReport, "doctor")
 
-    async def audit(self) -> m.AuditReport:
+    async def audit(self) -> AuditReport:
         """Every process of vmgr, and which process rules it breaks."""
-        return await self._call(m.AuditReport, "audit")
+        return await self._call(AuditReport, "audit")
 
     async def usage(self) -> u.Usage:
         """What running machines and this computer have used so far: see `vmgr.client.load`."""

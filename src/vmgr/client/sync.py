@@ -13,6 +13,7 @@ import msgspec
 from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
+from vmgr.api.audit import AuditReport
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
 from vmgr.errors import HelperUnavailableError
@@ -107,9 +108,9 @@ class Client:
         """What works on this host, and what would mend the rest."""
         return self._call(m.DoctorReport, "doctor")
 
-    def audit(self) -> m.AuditReport:
+    def audit(self) -> AuditReport:
         """Every process of vmgr, and which process rules it breaks."""
-        return self._call(m.AuditReport, "audit")
+        return self._call(AuditReport, "audit")
 
     def usage(self) -> u.Usage:
         """What running machines and this computer have used so far: see `vmgr.client.load`."""

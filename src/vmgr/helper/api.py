@@ -22,6 +22,7 @@ from vmgr.network import strays
 
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
+    from vmgr.api.audit import AuditReport
     from vmgr.api.usage import Usage
     from vmgr.helper.helper import Helper
     from vmgr.helper.server import Call
@@ -81,7 +82,7 @@ class Api(Streaming):
             accelerator=self._helper.machines.engine.known_accelerator,
         )
 
-    async def audit(self, _call: Call) -> m.AuditReport:
+    async def audit(self, _call: Call) -> AuditReport:
         vmms = [
             Vmm(machine.row.vmm_pid, machine.name, machine.row.sandbox)
             for machine in self._helper.machines.all()
@@ -90,7 +91,7 @@ class Api(Streaming):
         paths = self._helper.paths
         known = [NetworkPart(p.pid, p.name, p.level) for p in self._helper.network.parts()]
 
-        def look() -> m.AuditReport:
+        def look() -> AuditReport:
             unknown = strays(paths.runtime, {part.pid for part in known})
             parts = [*known, *(NetworkPart(pid, None) for pid, _ in unknown)]
             return audit(paths, vmms, parts, self._helper.ssh.pid)

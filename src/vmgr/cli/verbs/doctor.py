@@ -13,7 +13,8 @@ from vmgr.errors import CancelledByUserError, UsageError, VmgrError
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import AuditedFd, DoctorReport
+    from vmgr.api.audit import AuditedFd
+    from vmgr.api.models import DoctorReport
 
 DESCRIPTION = """Check what vmgr needs of this host. Each thing that is missing is named with the
 exact command that mends it. Exits with 1 when something is broken. Works without the helper, too.
