@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from tests.conftest import SMALL, kill_and_wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import Home
 
@@ -32,7 +34,12 @@ def parent(module_home: Home) -> Iterator[Home]:
     home.vmgr("create", *SMALL, "--image", "debian-minimal", "web")
     home.vmgr("start", "web")
     home.vmgr("exec", "-d", "web", "--", "sh", "-c", COUNTER)
-    shell(home, "web", "echo before > /root/file; until [ -s /tmp/counter ]; do sleep 0.1; done")
+    keys = "mkdir -p /etc/ssh; echo key > /etc/ssh/ssh_host_ed25519_key"
+    shell(
+        home,
+        "web",
+        f"{keys}; echo before > /root/file; until [ -s /tmp/counter ]; do sleep 0.1; done",
+    )
     yield home
     home.vmgr("rm", "-f", "web")
 
@@ -68,6 +75,10 @@ def test_a_child_goes_on_and_is_another_machine(parent: Home) -> None:
         infos = [home.json("info", name) for name in ("web", "child", "web-1")]
         assert len({info["network"]["address"] for info in infos}) == 3
         assert [info["started_from"] for info in infos] == ["boot", "fork", "fork"]
+        # Nobody takes one for the other by its SSH host keys.
+        keys = "ls /etc/ssh/ssh_host_ed25519_key 2>/dev/null || echo none"
+        assert shell(home, "web", keys) == ["/etc/ssh/ssh_host_ed25519_key"]
+        assert shell(home, "child", keys) == ["none"]
         # Disks part: neither sees what the other writes from now on.
         shell(home, "child", "echo child > /root/file; sync")
         assert shell(home, "web", "cat /root/file") == ["before"]
@@ -114,9 +125,58 @@ def test_a_stopped_machine_is_not_forked(parent: Home) -> None:
     parent.vmgr("rm", "idle")
 
 
-def test_more_than_fits_is_refused_before_anything_starts(parent: Home) -> None:
-    import os
+def test_twenty_at_once(parent: Home) -> None:
+    home = parent
+    made = home.vmgr("fork", "web", "--count", "20").stdout.decode().split()
+    try:
+        assert len(made) == 20
+        assert len(home.vmms()) == 21
+        assert shell(home, made[0], "hostname") == [made[0]]
+        assert shell(home, made[-1], "hostname") == [made[-1]]
+        assert len({m["network"]["address"] for m in home.json("ls")}) == 21
+    finally:
+        home.vmgr("rm", "-f", *made)
 
+
+def test_no_space_left_for_a_childs_disk(parent: Home) -> None:
+    home = parent
+    if os.getuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    # Larger than what is left where the children's disks are made.
+    shell(home, "web", "head -c 3000000 /dev/urandom > /root/large; sync")
+    machines = home.root / "state/vmgr/machines"
+    before = home.machine_directories()
+    lower, upper = home.root / "lower", home.root / "upper"
+    subprocess.run(["mount", "--bind", machines, _made(lower)], check=True)
+    try:
+        size = "size=1m,mode=700"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", _made(upper)], check=True)
+        layers = f"lowerdir={lower},upperdir={_made(upper / 'u')},workdir={_made(upper / 'w')}"
+        mounted = subprocess.run(
+            ["mount", "-t", "overlay", "-o", layers, "overlay", machines], check=False
+        )
+        if mounted.returncode != 0:
+            pytest.skip("this kernel has no overlay file system")
+        try:
+            done = home.vmgr("fork", "web", "child", check=False)
+        finally:
+            subprocess.run(["umount", machines], check=True)
+    finally:
+        for place in (upper, lower):
+            subprocess.run(["umount", place], check=False)
+    assert done.returncode == 1
+    assert b"no space left" in done.stderr.lower()
+    assert home.machine_directories() == before
+    assert [m["name"] for m in home.json("ls")] == ["web"]
+    assert shell(home, "web", "cat /root/file") == ["before"]
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_more_than_fits_is_refused_before_anything_starts(parent: Home) -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total > 100 * (256 << 20):
         pytest.skip("100 small machines fit this computer")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ports", "check_ports"]
 
+_ASLEEP: Final = "the machine is suspended; a connection lets it go on"
 _MOST: Final = 256  # of one machine
 # In the machine, for what is reached through its agent: its loopback, and QEMU's user-mode network.
 _INSIDE: Final = tuple(
@@ -60,7 +61,11 @@ class Ports:
         served = await self._serving.served()
         return [
             *(
-                msgspec.structs.replace(port, open=self._forwards(machine, port)[0] in served)
+                msgspec.structs.replace(
+                    port,
+                    open=self._forwards(machine, port)[0] in served,
+                    problem=_ASLEEP if machine.status == "suspended" else None,
+                )
                 for port in machine.row.ports
             ),
             *machine.automatic,
