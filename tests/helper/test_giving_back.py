@@ -7,6 +7,7 @@ import select
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.conftest import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,3 +79,13 @@ def test_what_is_deleted_goes_back_to_the_disk(module_home: Home, booted: str) -
             return
         inside("sync")
     pytest.fail(f"the disk still has {used()} bytes of {full}")
+
+
+def test_a_machine_from_a_template_does_not_try(quick_home: Home) -> None:
+    # Its memory is a private mapping of a sealed file, of which QEMU cannot give anything back.
+    quick_home.vmgr("create", "clone", *SMALL, "--image", "debian-minimal")
+    quick_home.vmgr("start", "clone")
+    assert quick_home.json("info", "clone")["started_from"] == "template"
+    modules = quick_home.vmgr("exec", "clone", "--", "cat", "/proc/modules").stdout
+    assert b"virtio_blk " in modules
+    assert b"virtio_balloon " not in modules
