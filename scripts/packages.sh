@@ -127,7 +127,8 @@ ensure_packages() {
 install_packages() {
   local how=$1
   shift
-  local command="apt-get install --no-install-recommends $*"
+  # A fresh system knows no packages before the first update.
+  local command="apt-get update && apt-get install --no-install-recommends $*"
   local -a as_root=()
   has_command apt-get || die "these Debian packages, or what they hold, are missing: $*"
   if ((EUID != 0)); then

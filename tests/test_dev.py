@@ -85,7 +85,7 @@ def test_without_sudo_it_says_what_root_has_to_run(checkout: Path, tools: Path) 
     assert done.returncode == 1
     assert done.stderr.startswith(
         "dev: packages are missing and there is no sudo; have root run: "
-        "apt-get install --no-install-recommends "
+        "apt-get update && apt-get install --no-install-recommends "
     )
     assert done.stderr.count("\n") == 1, "one sentence"
     packages = done.stderr.split()
@@ -101,7 +101,7 @@ def test_with_a_sudo_that_refuses_it_says_what_root_has_to_run(checkout: Path, t
     done = dev(checkout, "setup", PATH=str(tools))
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "dev: packages are missing and sudo is not permitted here; have root run: apt-get install"
+        "dev: packages are missing and sudo is not permitted here; have root run: apt-get update"
     )
 
 
