@@ -13,7 +13,7 @@ from vmgr.cli.verbs.net import what
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import MachineInfo, NetworkInfo, PortForward
+    from vmgr.api.models import Denied, MachineInfo, NetworkInfo, PortForward
 
 DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
@@ -50,10 +50,7 @@ def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
         ("Allowed", None if network.allow is None else ", ".join(network.allow) or "nothing"),
         ("Host ports", ", ".join(map(str, network.host_access)) or None),
         ("Network problem", network.problem),
-        *(
-            ("Denied", f"{what(one)} port {one.port or '-'}, {one.protocol}, {one.count} times")
-            for one in network.denied[:_DENIED]
-        ),
+        *(("Denied", _denied(one)) for one in network.denied[:_DENIED]),
     ]
 
 
@@ -61,6 +58,12 @@ def _port(port: PortForward) -> str:
     note = f" ({port.problem})" if port.problem else ""
     kind = "" if port.protocol == "tcp" else "/udp"
     return f"{port.address}:{port.host_port} to {port.guest_port}{kind}{note}"
+
+
+def _denied(denied: Denied) -> str:
+    port = "" if denied.port is None else f" port {denied.port}"
+    times = "" if denied.count == 1 else f", {denied.count} times"
+    return f"{what(denied)}{port}, {denied.protocol}{times}"
 
 
 def _show(machine: MachineInfo) -> None:
