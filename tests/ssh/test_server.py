@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import random
 import re
@@ -13,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 import pytest
-from tests.conftest import kill_and_wait
+from tests.conftest import kill_and_wait, wait_for_end
 from tests.ssh.conftest import client_of
 
 from vmgr.ssh.session import accepted_environment
 
 if TYPE_CHECKING:
+    from tests.conftest import Home
     from tests.ssh.conftest import Client
 
 
@@ -65,6 +68,36 @@ def test_it_ends_with_a_helper_that_stops(bare_client: Client) -> None:
     server = bare_client.server()["pid"]
     bare_client.home.vmgr("helper", "stop")
     assert not Path(f"/proc/{server}").exists()
+
+
+def test_it_starts_with_the_helper_where_that_is_wanted(bare_home: Home) -> None:
+    bare_home.vmgr("config", "set", "ssh.start", "helper")
+    bare_home.vmgr("helper", "stop")
+    bare_home.helper_pid()
+    # Whoever asks is told of the one that is being started, or has been.
+    bare_home.vmgr("ssh-config", "--start")
+    assert len(bare_home.processes("vmgr.ssh")) == 1
+
+
+async def test_one_of_another_version_gives_its_place_and_ends_when_it_is_left(
+    bare_client: Client,
+) -> None:
+    before = bare_client.server()
+    state = bare_client.home.root / "state/vmgr/ssh"
+    async with asyncssh.connect(
+        "127.0.0.1", before["port"], username="m", config=None, known_hosts=None,
+        client_keys=[str(state / "id_ed25519")], agent_path=None,
+    ) as connection:  # fmt: skip
+        record = bare_client.home.root / "run/vmgr/ssh.json"
+        record.write_text(json.dumps({**before, "version": "0.0.1"}))
+        await asyncio.to_thread(bare_client.home.vmgr, "ssh-config", "--start")
+        after = bare_client.server()
+        assert after["pid"] != before["pid"]
+        assert after["port"] == before["port"]
+        answer = await connection.run("true")  # the old one still serves: there is no machine
+        assert "no machine named m" in str(answer.stderr)
+    await asyncio.to_thread(wait_for_end, before["pid"])
+    assert bare_client.server() == after
 
 
 def test_only_the_loopback_is_listened_on(bare_client: Client) -> None:

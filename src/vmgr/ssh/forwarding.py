@@ -28,6 +28,8 @@ __all__ = ["AgentListener", "Connection", "RemoteListener"]
 # Connections that one listener has at the same time; the agent's jobs are counted too.
 _CONNECTIONS_MAX: Final = 128
 _DELIVERED_WITHIN: Final = 30.0  # seconds that a peer which does not read keeps a connection
+_DIGITS_MAX: Final = 5
+_PORT_MAX: Final = 0xFFFF
 _ACCEPTED: Final = 4  # "accepted ID HOST PORT"
 _LISTENING: Final = 3  # "listening WHERE TOKEN"
 
@@ -154,7 +156,7 @@ class RemoteListener(asyncssh.SSHListener):
 
     def get_port(self) -> int:
         """See `asyncssh.SSHListener`."""
-        return int(self.path) if self.path.isdigit() else 0
+        return _port(self.path) or 0
 
     def close(self) -> None:
         """See `asyncssh.SSHListener`."""
@@ -169,12 +171,12 @@ class RemoteListener(asyncssh.SSHListener):
     async def _serve(self, started: StartedJob, reader: LineReader, token: str) -> None:
         try:
             while (words := await reader.line()) is not None:
-                if len(words) != _ACCEPTED or not (words[1] + words[3]).isdigit():
+                if len(words) != _ACCEPTED or (port := _port(words[3])) is None:
                     break
                 if len(self._connections) >= _CONNECTIONS_MAX:
                     continue  # nobody fetches it, and it is closed
                 task = asyncio.create_task(
-                    self._connect(token, words[1], (words[2], int(words[3]) & 0xFFFF)),
+                    self._connect(token, words[1], (words[2], port)),
                     name="forwarded connection",
                 )
                 self._connections.add(task)
@@ -197,6 +199,12 @@ class RemoteListener(asyncssh.SSHListener):
             connection.drop()
             return
         await connection.ended.wait()
+
+
+def _port(text: str) -> int | None:
+    """A port's number, which a machine says."""
+    plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
+    return int(text) if plain and int(text) <= _PORT_MAX else None
 
 
 class AgentListener(RemoteListener):

@@ -161,6 +161,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
             code = code if code in _COMMAND_FAILED else FAILED
             with contextlib.suppress(OSError):
                 self._channel.exit(code)
+        except Exception:
+            # A mistake of ours must not leave its client waiting, nor take other sessions along.
+            log.exception("a session in %s failed", self._server.target.machine)
+            self._say("vmgr: an error of vmgr's SSH server; see ssh.log in its state directory\n")
+            with contextlib.suppress(OSError):
+                self._channel.exit(FAILED)
 
     async def _job(self) -> ExitResult:
         assert self._spec is not None  # noqa: S101 (a session that was started was asked for)
@@ -178,7 +184,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return await self._pump.run(await target.start(spec))
 
     def _exit(self, result: ExitResult) -> None:
-        name = None if result.signal is None else _SIGNALS.get(signal.Signals(result.signal))
+        name = None if result.signal is None else _SIGNALS.get(result.signal)
         with contextlib.suppress(OSError):  # it was closed meanwhile
             if name is not None:
                 self._channel.exit_with_signal(name, core_dumped=result.core)
