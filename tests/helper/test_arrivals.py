@@ -27,7 +27,8 @@ ROW: dict[str, Any] = {
     "number": 7, "ports": [{"host_port": 22}], "vmm_pid": 1,
     "vmm_start_time": 1, "interface": "tap0", "fallback": True, "host_boot_id": "x",
     "sandbox": "none", "pooled": True, "ephemeral": True, "restoring": "x", "template": "x",
-    "pristine": True, "clone": True, "status_reason": "x",
+    "pristine": True, "host_access": [22], "auto_ports": True, "clone": True,
+    "status_reason": "x", "allow": ["example.org:443"],
 }  # fmt: skip
 RECORD: dict[str, Any] = {
     "id": "../../../etc", "tag": "one", "machine": "web", "machine_id": "aaaaaaaaaaaa",
@@ -63,6 +64,7 @@ def test_what_is_taken_over(tmp_path: Path) -> None:
     arrival = arrived(tmp_path)
     row, record = arrival.row, arrival.record
     assert (row.name, row.image, row.cpus, row.memory_bytes) == ("web", "debian", 1, MEMORY)
+    assert row.allow == ["example.org:443"]
     assert (row.env, row.status) == ({"A": "b"}, "suspended")
     assert arrival.base_bytes == (1 << 30) + (1 << 20)
     # A machine that happens to have the id that the file names is not this one.
@@ -74,7 +76,7 @@ def test_what_is_taken_over(tmp_path: Path) -> None:
         "number": None, "ports": [], "vmm_pid": None, "vmm_start_time": None, "interface": None,
         "fallback": False, "host_boot_id": None, "sandbox": None, "pooled": False,
         "ephemeral": False, "restoring": None, "template": None, "pristine": False,
-        "clone": False, "status_reason": None,
+        "host_access": [], "auto_ports": None, "clone": False, "status_reason": None,
     }.items():  # fmt: skip
         assert getattr(row, name) == clean, name
     assert 0 <= record.created_at < 1e11
@@ -110,6 +112,7 @@ def test_what_must_be_there(tmp_path: Path, name: str) -> None:
         ("row", {"memory_bytes": MEMORY + 1}),
         ("row", {"memory_bytes": 1 << 60}),
         ("row", {"access": "everything"}),
+        ("row", {"allow": ["not a rule"]}),
         ("row", {"init": "/sbin/init rdinit=/bin/sh"}),
         ("row", {"default_user": "a\nb"}),
         ("row", {"env": {"A": "\0"}}),

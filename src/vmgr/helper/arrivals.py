@@ -18,6 +18,7 @@ from vmgr.errors import UsageError
 from vmgr.helper.store import MachineRow
 from vmgr.image import check_metadata
 from vmgr.machine.names import check_name
+from vmgr.network import canonical
 from vmgr.saved import SavedMachine
 from vmgr.snapshot import SnapshotRecord, check_tag
 from vmgr.snapshot.files import RECORD
@@ -67,6 +68,7 @@ class _Given(msgspec.Struct):
     default_user: str = "root"
     env: dict[str, str] = {}
     access: str = "full"
+    allow: list[str] | None = None
 
 
 def read_arrival(files: Path, manifest: Manifest) -> Arrival:
@@ -113,6 +115,9 @@ def read_arrival(files: Path, manifest: Manifest) -> Arrival:
         memory_bytes=given.memory_bytes,
         disk_bytes=given.disk_bytes,
         access=given.access,
+        # What it was kept from, it is kept from here too; what it could reach of its computer's
+        # own ports, it cannot here.
+        allow=None if given.allow is None else canonical(given.allow),
         created_at=now,
         kernel=saved.state.kernel if saved else None,
         kernel_digest=record.kernel_digest,
