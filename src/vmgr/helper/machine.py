@@ -95,6 +95,8 @@ class Machine:
         self.adopted.set()
         self._greeting: AgentHello | None = None
         self._uptime: tuple[int, int] = (0, 0)
+        self.reached = asyncio.Event()
+        """Set when its agent has said hello; cleared by who waits for the next."""
         self.automatic: list[PortForward] = []
         """Ports that appeared by themselves."""
         self.stopped = asyncio.Event()
@@ -197,6 +199,7 @@ class Machine:
     def connected(self, channel: AgentChannel, hello: AgentHello) -> None:
         """The agent has said hello."""
         self.channel = channel
+        self.reached.set()
         self._greeting = hello
         self._uptime = (time.monotonic_ns(), hello.uptime_ns)
 

@@ -25,7 +25,7 @@ from vmgr.agent.frames import MAX_DATA, STDOUT
 from vmgr.errors import VmgrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from vmgr.agent import AgentChannel, JobExit, Stream
 
@@ -94,7 +94,7 @@ class StreamRelay:
     def __init__(
         self,
         listener: socket.socket,
-        channel: Callable[[], AgentChannel],
+        channel: Callable[[], Awaitable[AgentChannel]],
         addresses: Sequence[bytes],
         port: int,
     ) -> None:
@@ -158,7 +158,7 @@ class StreamRelay:
         stream: Stream | None = None
         whole = False
         try:
-            stream = await self._channel().connect_to(self._addresses, self._port, sink)
+            stream = await (await self._channel()).connect_to(self._addresses, self._port, sink)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._there(client, stream, sink))
                 both.create_task(self._back(client, stream, sink))
@@ -230,7 +230,7 @@ class DatagramRelay:
     def __init__(
         self,
         sock: socket.socket,
-        channel: Callable[[], AgentChannel],
+        channel: Callable[[], Awaitable[AgentChannel]],
         addresses: Sequence[bytes],
         port: int,
     ) -> None:
@@ -274,7 +274,7 @@ class DatagramRelay:
         stream: Stream | None = None
         session = self._sessions[client]
         try:
-            stream = await self._channel().connect_to(
+            stream = await (await self._channel()).connect_to(
                 self._addresses, self._port, sink, datagrams=True
             )
             back = self._loop.create_task(self._back(client, stream, sink, session))

@@ -6,6 +6,7 @@ leads through a machine's agent (`AGENT` as the target) is served here and ends 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ __all__ = ["AGENT", "Serving", "bound"]
 
 AGENT: Final = "agent"
 _BACKLOG: Final = 512
+_PATIENCE: Final = 30.0
 
 
 class Serving:
@@ -54,7 +56,13 @@ class Serving:
                 await self._network.listen(forward, sock.fileno())
             return
 
-        def channel() -> AgentChannel:
+        async def channel() -> AgentChannel:
+            # One that woke the machine, or came while its agent was reached again, waits for that.
+            if machine.channel is None and not machine.stopped.is_set():
+                machine.reached.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE):
+                        await machine.reached.wait()
             if machine.channel is None:
                 raise AgentError(f"the agent of {machine.name} cannot be reached")
             return machine.channel
