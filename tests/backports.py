@@ -21,7 +21,6 @@ from vmgr.errors import VmgrError
 from vmgr.vmm.qemu import PROGRAM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PACKAGES: Final = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
@@ -29,9 +28,8 @@ DEADLINE: Final = 300.0
 _VERSION: Final = re.compile(r"QEMU emulator version (\d+)\.(\d+)")
 
 
-@pytest.fixture(scope="session")
-def newer_qemu() -> Iterator[str]:
-    """The path of a QEMU newer than the host's own, with another machine type as its newest."""
+def unpacked_qemu() -> str:
+    """The path of a QEMU newer than the host's own; skips the test where there is none."""
     home = SHARED / "qemu-backports"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
@@ -42,7 +40,7 @@ def newer_qemu() -> Iterator[str]:
     own = shutil.which(PROGRAM)
     if own is None or _release(program) <= _release(own):
         pytest.skip("the backports have no QEMU newer than the host's own")
-    yield str(program)
+    return str(program)
 
 
 def _fetch(home: Path) -> None:

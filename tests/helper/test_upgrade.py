@@ -7,7 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.backports import newer_qemu as newer_qemu
+from tests.backports import unpacked_qemu
 from tests.conftest import SMALL
 from tests.helper.test_fork import shell
 
@@ -22,6 +22,12 @@ pytestmark = pytest.mark.vm
 # In memory only: a machine that boots has none.
 COUNTER = "n=0; while sleep 0.2; do echo $((n += 1)) > /run/new; mv /run/new /run/counter; done"
 GROWS = "a=$(cat /run/counter); until [ $(cat /run/counter) -gt $a ]; do sleep 0.1; done; echo yes"
+
+
+@pytest.fixture(scope="module")
+def newer_qemu() -> str:
+    """Debian's backported QEMU; the tests that take it are skipped where it cannot be had."""
+    return unpacked_qemu()
 
 
 @pytest.fixture(scope="module")
