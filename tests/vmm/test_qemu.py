@@ -49,10 +49,18 @@ async def test_a_build_is_asked_once_and_a_replaced_one_again(
     cache: ProbeCache, executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     alias = "q35         Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-9.1)"
-    path = program(tmp_path, "QEMU emulator version 9.1.0 (Debian 1:9.1.0)", "none    x", alias)
+    types = [
+        f"{name}     A PC" for name in ("pc-q35-9.1", "pc-q35-9.0", "pc-q35-2.9", "pc-i440fx-9.0")
+    ]
+    path = program(
+        tmp_path, "QEMU emulator version 9.1.0 (Debian 1:9.1.0)", "none    x", alias, *types
+    )
     qemu = await find_qemu(cache, executor, override=path)
     assert (qemu.version, qemu.machine_type, qemu.release) == ("9.1.0", "pc-q35-9.1", (9, 1))
     assert times_asked(tmp_path) == 2
+    assert qemu.older_types == ("pc-q35-9.0", "pc-q35-2.9")
+    known = ("pc-q35-9.1", "pc-q35-2.9", "pc-q35-10.0", "pc-i440fx-9.0")
+    assert [qemu.knows(machine_type) for machine_type in known] == [True, True, False, False]
     assert await find_qemu(cache, executor, override=path) == qemu
     assert times_asked(tmp_path) == 2
     (tmp_path / "qemu-system-x86_64").unlink()

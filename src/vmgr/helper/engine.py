@@ -172,9 +172,15 @@ class Engine:
                 self._services.executors.files,
             )  # fmt: skip
         if vmm is None:
+            # It ended between two looks.
+            again = await self.suspending.can_again(machine)
             await machine.move(
-                "vmm-exited", reason="its VMM ended unobserved", vmm_pid=None, vmm_start_time=None
-            )
+                "suspended" if again else "vmm-exited",
+                reason=None if again else "its VMM ended unobserved",
+                vmm_pid=None, vmm_start_time=None,
+            )  # fmt: skip
+            if not again:
+                await self.suspending.drop(machine)
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
@@ -204,6 +210,8 @@ class Engine:
                 boot_id=greeting.boot_id,
                 booted_init=greeting.init,
             )
+            # What was saved of it is of no use from here on.
+            await self.suspending.drop(machine)
         self._helper.ports.automatic.follow(machine)
         log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
 

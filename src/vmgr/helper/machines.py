@@ -406,6 +406,8 @@ class Machines:
             ended.cause == "reboot" and machine.status == "running" and machine.kill_reason is None
         )
         suspended = machine.saved_whole and machine.kill_reason is None
+        if not suspended:
+            suspended = await self.engine.suspending.can_again(machine)
         await self._helper.network.unplug(machine.row.id)
         if suspended:
             # Before anybody hears of it: whoever knows that it sleeps may wake it.

@@ -6,7 +6,8 @@
 | removing | anything | removal is finished |
 | stopped | a VMM of it | ended: nobody asked for it (a helper died between spawn and row) |
 | starting, running, stopping | its VMM | adopted: connections are made anew, jobs go on |
-| suspending | its VMM | adopted: it goes on, what was saved of it is of no use |
+| suspending | its VMM | adopted: it goes on, what was saved of it is of no use then |
+| starting, suspending | its VMM, which ends before it is adopted | as without it |
 | starting, running, stopping | no VMM | stopped, with the reason |
 | starting, suspending | no VMM, a saved memory that fits its disk | suspended |
 | any, and it waits in a pool | anything | removed: the pool was the dead helper's |
@@ -81,7 +82,8 @@ async def reconcile(
     for machine in machines:
         if machine.row.pooled:
             continue
-        if machine.status not in {"suspended", "suspending", "restoring"}:
+        # One that begins to go on may end before it has read what was saved; what adopts it knows.
+        if machine.status not in {"suspended", "suspending", "restoring", "starting"}:
             await engine.suspending.drop(machine)
     for machine_id, pid in vmms.items():
         log.warning("ending a VMM (pid %d) of no known machine (%s)", pid, machine_id)

@@ -58,7 +58,7 @@ class Suspending:
                     machine, channel, memory, devices, executor, sync=True, go_on=False
                 )
             held = True
-            record = await files.finish(stage, captured.state, executor, disk=machine.paths.disk)
+            await files.finish(stage, captured.state, executor, disk=machine.paths.disk)
             await self._services.executors.in_files(_show, stage, machine.paths.saved)
         except BaseException as error:
             if held:
@@ -66,7 +66,7 @@ class Suspending:
             await asyncio.shield(self._not_suspended(machine, error))
             raise
         # From here on it is suspended, whatever happens.
-        await asyncio.shield(self._end(machine, record))
+        await asyncio.shield(self._end(machine))
 
     async def _not_suspended(self, machine: Machine, error: BaseException) -> None:
         await self._services.executors.in_files(
@@ -78,7 +78,7 @@ class Suspending:
         log.warning("machine %s is not suspended: %s", machine.name, reason)
         await machine.move("ready")
 
-    async def _end(self, machine: Machine, record: files.SavedMachine) -> None:
+    async def _end(self, machine: Machine) -> None:
         machine.saved_whole = True
         try:
             if machine.vmm is not None:
@@ -88,10 +88,12 @@ class Suspending:
             await machine.stopped.wait()
         finally:
             machine.saved_whole = False
-        if machine.status == "suspended":
-            # Closing its disk may have touched that once more.
-            await self._services.executors.in_files(_mark, machine.paths.saved, record,
-                                                    machine.paths.disk)  # fmt: skip
+        if machine.status != "suspended":  # killed, by whomever, at the last moment
+            await self.drop(machine)
+            raise MachineError(
+                f"machine {machine.name} was not suspended: {machine.row.status_reason}",
+                next_step=f"start it again with: vmgr start {machine.name}",
+            )
 
     async def load(self, machine: Machine) -> LoadedMachine:
         """What was saved of a machine.
@@ -117,6 +119,18 @@ class Suspending:
 
         return await self._services.executors.in_files(look)
 
+    async def can_again(self, machine: Machine) -> bool:
+        """Whether a machine whose VMM has just ended is suspended, for all that is known.
+
+        It was being suspended, or began to go on, and came so far that all is saved, or no further
+        than that its disk is still as it was.
+        """
+        row = machine.row
+        goes_on = row.status == "starting" and row.started_from in {"suspended", "snapshot"}
+        if machine.kill_reason is not None or not (goes_on or row.status == "suspending"):
+            return False
+        return await self.still_saved(machine)
+
     async def drop(self, machine: Machine) -> None:
         """Remove what was saved of a machine."""
         for directory in (machine.paths.saved, machine.paths.state / _STAGE):
@@ -138,11 +152,3 @@ def _show(stage: Path, saved: Path) -> None:
         stage.rename(saved)
     except OSError as error:
         raise StateError(f"cannot save the machine in {saved}: {error.strerror}") from error
-
-
-def _mark(saved: Path, record: files.SavedMachine, disk: Path) -> None:
-    try:
-        if files.disk_mark(disk) != record.disk_mark:
-            files.write_record(saved, record, disk=disk)
-    except OSError as error:
-        log.warning("%s is not brought up to date: %s", saved, error)

@@ -161,12 +161,8 @@ async def load(directory: Path, executor: Executor, *, disk: Path | None = None)
 
     def read() -> tuple[SavedMachine, bytes]:
         record = read_record(directory)
-        if (
-            disk is not None
-            and record.disk_mark is not None
-            and disk_mark(disk) != record.disk_mark
-        ):
-            raise StateError("its disk has changed since")
+        if disk is not None and record.disk_mark is not None:
+            _check_disk(disk, record.disk_mark)
         try:
             with (directory / "devices").open("rb") as file:
                 devices = file.read(_DEVICES_MAX)
@@ -181,6 +177,15 @@ async def load(directory: Path, executor: Executor, *, disk: Path | None = None)
         directory / "memory", record.state.memory_bytes, record.state.memory_checksum
     )
     return LoadedMachine(record, memory, devices)
+
+
+def _check_disk(disk: Path, mark: str) -> None:
+    try:
+        same = disk_mark(disk) == mark
+    except OSError as error:
+        raise StateError(f"its disk cannot be looked at: {error.strerror}") from error
+    if not same:
+        raise StateError("its disk has changed since")
 
 
 def _failed(error: OSError, directory: Path) -> ResourceError | StateError:
