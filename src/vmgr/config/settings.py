@@ -261,7 +261,7 @@ _TABLE: Final = (
     Setting("machine.disk", Size(64 * MIB), lambda: 64 * GIB,
             "Size of a new machine's disk; it takes only what is written to it"),
     Setting("machine.memory", Size(64 * MIB), _memory, "Memory of a new machine"),
-    Setting("memory.overcommit", Count(1, 10_000), lambda: 100,
+    Setting("memory.overcommit", Count(1, 10_000), lambda: 200,
             "Memory that running machines may have together, in percent of this computer's"),
     Setting("names.port", Count(0, 65_535), lambda: 5354,
             "The port at 127.118.0.1 where this computer can ask for NAME.vmgr.internal; 0: none "

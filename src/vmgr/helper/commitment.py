@@ -15,7 +15,7 @@ from vmgr.errors import ResourceError
 from vmgr.machine.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmgr.helper.machine import Machine
 
@@ -39,38 +39,43 @@ class Commitment:
         self._starting: set[str] = set()
 
     @contextlib.contextmanager
-    def promised(self, machine: Machine, percent: int) -> Iterator[None]:
-        """Promise a machine its memory while it starts; from then on it has it until it is stopped.
+    def promised(self, starting: Sequence[Machine], percent: int) -> Iterator[None]:
+        """Promise machines their memory while they start; then they have it until they stop.
 
         Args:
+            starting: all of them, or none.
             percent: how much of the host's memory may be promised in all.
 
         Raises:
             ResourceError: there is not so much left, with the figures.
         """
+        ids = {machine.row.id for machine in starting}
         others = [
             other
             for other in self._machines()
-            if other is not machine
+            if other.row.id not in ids
             and (other.row.id in self._starting or not other.stopped.is_set())
         ]
         promised = sum(other.row.memory_bytes for other in others)
         limit = host_memory() * percent // 100
-        wanted = machine.row.memory_bytes
+        wanted = sum(machine.row.memory_bytes for machine in starting)
         if promised + wanted > limit:
+            first = starting[0].name
+            who = f"machine {first} needs"
+            if len(starting) > 1:
+                who = f"machine {first} and {len(starting) - 1} more need"
             raise ResourceError(
-                f"machine {machine.name} needs {format_size(wanted)} of memory, but of the "
+                f"{who} {format_size(wanted)} of memory, but of the "
                 f"{format_size(limit)} that machines may have together, "
                 f"{format_size(promised)} are promised to {len(others)} others",
-                next_step="stop other machines, give it less memory, or allow more with: "
+                next_step="stop other machines, ask for less, or allow more with: "
                 "vmgr config set memory.overcommit PERCENT",
                 details={
-                    "machine": machine.name, "needed": wanted, "promised": promised,
-                    "limit": limit,
+                    "machine": first, "needed": wanted, "promised": promised, "limit": limit,
                 },
             )  # fmt: skip
-        self._starting.add(machine.row.id)
+        self._starting |= ids
         try:
             yield
         finally:
-            self._starting.discard(machine.row.id)
+            self._starting -= ids

@@ -62,39 +62,46 @@ class Forking:
         parent = await machines.awake(machines.get(name))
         names = self._names(parent, request)
         began = time.monotonic()
-        async with parent.lock:
-            parent.require("fork")
-            _check_memory(parent, len(names))
-            children: list[Machine] = []
-            try:
-                for child in names:
-                    children.append(await machines.add(copied_row(parent.row, child)))  # noqa: PERF401 (each that was made is undone)
-                memory, state, devices = await self._captured(parent, children[0])
-            except BaseException:
-                for child_machine in children:
-                    await asyncio.shield(machines.forget(child_machine))
-                raise
-        try:
-            first = children[0].paths.disk
-            copied = await asyncio.gather(
-                *(self._copy_disk(first, child) for child in children[1:]), return_exceptions=True
-            )
-            kernel = await self._helper.images.kernel_of(state.kernel_digest)
-            origin = Origin(
-                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
-            )
-            outcomes = await asyncio.gather(
-                *(
-                    self._begin(child, origin, problem, began)
-                    for child, problem in zip(children, [None, *copied], strict=True)
-                )
-            )
-        finally:
-            os.close(memory)
+        async with contextlib.AsyncExitStack() as stack:
+            async with parent.lock:
+                parent.require("fork")
+                _check_memory(parent, len(names))
+                children: list[Machine] = []
+                try:
+                    for child in names:
+                        row = copied_row(parent.row, child)
+                        children.append(await machines.add(row))
+                    stack.enter_context(machines.promised(children, await machines.overcommit()))
+                    memory, state, devices = await self._captured(parent, children[0])
+                except BaseException:
+                    for made in children:
+                        await asyncio.shield(machines.forget(made))
+                    raise
+            stack.callback(os.close, memory)
+            outcomes = await self._started(children, (memory, state, devices), began)
         self._services.events.publish(
             "machine.forked", name, children=[o.name for o in outcomes if o.error is None]
         )
-        return list(outcomes)
+        return outcomes
+
+    async def _started(
+        self, children: list[Machine], captured: tuple[int, SavedState, bytes], began: float
+    ) -> list[ForkedMachine]:
+        memory, state, devices = captured
+        first = children[0].paths.disk
+        copied = await asyncio.gather(
+            *(self._copy_disk(first, child) for child in children[1:]), return_exceptions=True
+        )
+        kernel = await self._helper.images.kernel_of(state.kernel_digest)
+        origin = Origin(
+            "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
+        )
+        return await asyncio.gather(
+            *(
+                self._begin(child, origin, problem, began)
+                for child, problem in zip(children, [None, *copied], strict=True)
+            )
+        )
 
     def _names(self, parent: Machine, request: ForkMachine) -> list[str]:
         machines = self._helper.machines

@@ -52,7 +52,8 @@ from vmgr.network import canonical
 from vmgr.network.addresses import free_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from vmgr.agent import AgentChannel, Job, JobSink
     from vmgr.api.models import ExecSpec, StopMachine
@@ -308,10 +309,23 @@ class Machines:
             if machine.status == "running":
                 return machine
             machine.require("start")
-            percent = int((await self._helper.settings()).get("memory.overcommit"))
-            with self._commitment.promised(machine, percent):
-                await self.engine.start(machine, progress, cold=cold)
+            await self._begin(machine, progress, cold=cold)
         return machine
+
+    async def _begin(
+        self, machine: Machine, progress: Progress = no_progress, *, cold: bool = False
+    ) -> None:
+        """Start a machine, or let it go on. The caller holds its lock."""
+        with self.promised([machine], await self.overcommit()):
+            await self.engine.start(machine, progress, cold=cold)
+
+    def promised(self, machines: Sequence[Machine], percent: int) -> AbstractContextManager[None]:
+        """Promise machines their memory while they start; see `vmgr.helper.commitment`."""
+        return self._commitment.promised(machines, percent)
+
+    async def overcommit(self) -> int:
+        """How much of this computer's memory may be promised, in percent."""
+        return int((await self._helper.settings()).get("memory.overcommit"))
 
     async def awake(self, machine: Machine) -> Machine:
         """Let a suspended machine go on; others are as they are."""
@@ -319,7 +333,7 @@ class Machines:
         if waking or machine.status in {"suspending", "suspended", "restoring"}:
             async with machine.lock:
                 if machine.status == "suspended":
-                    await self.engine.start(machine, no_progress)
+                    await self._begin(machine)
         return machine
 
     async def suspend(self, name: str) -> Machine:
@@ -350,7 +364,7 @@ class Machines:
                 )
             if machine.status != "running":
                 machine.require("start")
-                await self.engine.start(machine, progress)
+                await self._begin(machine, progress)
         return machine
 
     async def _drop_saved(self, machine: Machine, reason: str) -> None:
@@ -367,7 +381,7 @@ class Machines:
         machine = self.get(name)
         async with machine.lock:
             if machine.status == "suspended":
-                await self.engine.start(machine, no_progress)
+                await self._begin(machine)
             if machine.stopped.is_set():
                 return StopReport(machine=name, method="already-stopped", seconds=0)
             machine.require("stop")
