@@ -34,7 +34,7 @@ def face(cls: type) -> dict[str, Any]:
     }
 
 
-ALIASES = {"vmgr.api.models": "m", "vmgr.api.usage": "u"}
+ALIASES = {"vmgr.api.models": "m", "vmgr.api.usage": "u", "vmgr.api.audit": None}
 
 
 def named(model: Any) -> str:
@@ -43,7 +43,9 @@ def named(model: Any) -> str:
         return "None"
     if inner := get_args(model):
         return f"list[{named(inner[0])}]"
-    return f"{ALIASES[model.__module__]}.{model.__name__}"
+    if (alias := ALIASES[model.__module__]) is None:
+        return str(model.__name__)
+    return f"{alias}.{model.__name__}"
 
 
 def test_the_twins_have_the_same_face() -> None:

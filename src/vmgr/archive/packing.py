@@ -126,16 +126,19 @@ async def unpack(path: Path, stage: Path, executor: Executor, progress: Progress
         UnsupportedError: it is compressed and zstd is missing.
         VmgrError: it failed otherwise.
     """
-    file = await in_thread(executor, _open_regular, path)
+    opened: list[int] = []
     try:
-        async with _plain(file) as stream:
+        # Not its result: a cancellation would take that away.
+        await in_thread(executor, lambda: opened.append(_open_regular(path)))
+        async with _plain(opened[0]) as stream:
             said = await _porter(
                 ["unpack", os.fspath(stage)],
                 lambda part: progress(f"Reading {path.name}", part),
                 stream,
             )
     finally:
-        os.close(file)
+        for fd in opened:
+            os.close(fd)
     kind, _, rest = (said[-1] if said else "").partition(" ")
     match kind:
         case "done":

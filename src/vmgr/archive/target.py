@@ -22,28 +22,26 @@ __all__ = ["NewFile"]
 
 
 class NewFile:
-    """A file that is being written; 0600. Everything blocks and raises `OSError`.
+    """A file that is being written; 0600.
+
+    Everything but making the object blocks and raises `OSError`. `close` it in any case.
 
     Args:
         path: what it is to be called.
         replace: whether it may take the place of another file.
     """
 
+    fd: int
+    """Once it is open."""
+
     def __init__(self, path: Path, *, replace: bool) -> None:
         self._path = path
         self._replace = replace
         self._named: Path | None = None
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            self.fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            named = self._spare()
-            self.fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            self._named = named
+        self.fd = -1
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(
@@ -53,6 +51,22 @@ class NewFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Make it.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self._path.parent, flags | os.O_TMPFILE, 0o600)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            named = self._spare()
+            self.fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self._named = named
 
     def show(self) -> int:
         """Give it its name, now that it is finished; gives its size in bytes.
@@ -79,7 +93,9 @@ class NewFile:
 
     def close(self) -> None:
         """Let go of it; without `show` nothing is left."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
         if self._named is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._named.unlink()

@@ -80,8 +80,9 @@ class SnapshotArchives:
             base = base_of(image, snapshot.record.disk_bytes)
             files = await self._files(snapshot, image, base, without_image=request.without_image)
             try:
-                target = await in_thread(self._executor, _new_file, request)
+                target = NewFile(path, replace=request.force)
                 try:
+                    await in_thread(self._executor, _open_new, target, path, request.force)
                     async with staging(self._snapshots.files.root) as stage:
                         await pack(
                             files, base, target.fd,
@@ -242,16 +243,15 @@ def _absolute(text: str) -> Path:
     return path
 
 
-def _new_file(request: SnapshotExport) -> NewFile:
-    path, force = _absolute(request.path), request.force
+def _open_new(target: NewFile, path: Path, replace: bool) -> None:  # noqa: FBT001 (a thread's call)
     if path.is_dir():
         raise UsageError(f"{path} is a directory", next_step="name a file in it")
-    if not force and (path.exists() or path.is_symlink()):
+    if not replace and (path.exists() or path.is_symlink()):
         raise exists(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a regular file")
     try:
-        return NewFile(path, replace=force)
+        target.open()
     except FileNotFoundError:
         raise NotFoundError(f"there is no directory {path.parent}") from None
 
