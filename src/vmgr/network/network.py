@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vmgr.errors import VmgrError
+from vmgr.errors import UnsupportedError, VmgrError
 from vmgr.network.addresses import identity_of
 from vmgr.network.egress import Egress
 from vmgr.network.hosts import AddressWatch, own_addresses
@@ -168,6 +168,7 @@ class Network:
         request = _plug(machine, name, identity_of(machine, number), reach)
         try:
             async with self._lock:
+                _require_tun()
                 line = await self._ready()
                 await self._stock(line, request.host_ports)
                 result, fds = await line.ask(request)
@@ -367,3 +368,9 @@ def _close(answer: tuple[object, list[int]]) -> None:
     """A machine that should hold its tap and does not has ended."""
     for fd in answer[1]:
         os.close(fd)
+
+
+def _require_tun() -> None:
+    """Raise when no tap can be made: the processes would start, be of no use, and stay."""
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        raise UnsupportedError(f"the network cannot be set up: {_TUN} may not be opened")
