@@ -14,6 +14,7 @@ pub mod builtins;
 pub mod children;
 pub mod connection;
 pub mod connections;
+pub mod counter;
 pub mod error;
 pub mod event_loop;
 pub mod filesystem;

@@ -11,11 +11,13 @@ use std::os::unix::net::UnixListener;
 
 use vmgr_agent::port::Kind;
 use vmgr_agent::wire::Builtin;
-use vmgr_agent::{boot, builtins, launch, serve};
+use vmgr_agent::{boot, builtins, counter, launch, serve};
 
-const USAGE: &str = "usage: vmgr-agent --serve SOCKET | --serve-listener FD | --serve-fd FD | --version
+const USAGE: &str =
+    "usage: vmgr-agent --serve SOCKET | --serve-listener FD | --serve-fd FD | --counter | --version
 
-Serves the agent protocol as an ordinary process, for tests. In a machine the kernel starts it as init.";
+Serves the agent protocol as an ordinary process, for tests; --counter says how many kHz the
+time-stamp counter has. In a machine the kernel starts it as init.";
 
 /// Where the C library begins.
 ///
@@ -47,6 +49,13 @@ fn run(arguments: &[OsString]) -> c_int {
     let result = match words.as_slice() {
         ["--version"] => {
             println!("vmgr-agent {}", env!("CARGO_PKG_VERSION"));
+            return 0;
+        }
+        ["--counter"] => {
+            let Some(kilohertz) = counter::kilohertz() else {
+                return 1;
+            };
+            println!("{kilohertz}");
             return 0;
         }
         ["--builtin", name, ..] => {

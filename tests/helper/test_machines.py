@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -223,3 +224,17 @@ def test_all_cpus_are_there_when_a_machine_is_ready(home: Home, image: str) -> N
     online = "cat /sys/devices/system/cpu/online"
     done = home.vmgr("run", "--cpus", "2", image, "--", "sh", "-c", f"nproc; {online}")
     assert done.stdout == b"2\n0-1\n"
+
+
+def test_a_machines_seconds_are_this_computers(module_home: Home) -> None:
+    """A guest that measured its clock's speed on a busy host lived several times too fast."""
+    home = module_home
+    home.vmgr("create", *SMALL, "--image", "debian-minimal", "clock")
+    home.vmgr("start", "clock")
+    began = time.monotonic()
+    two = "cat /proc/uptime; sleep 3; cat /proc/uptime"
+    lines = home.vmgr("exec", "clock", "--", "sh", "-c", two).stdout.split()
+    took = time.monotonic() - began
+    home.vmgr("rm", "-f", "clock")
+    # What the guest counts between its two looks lies between ours, which are further apart.
+    assert 3.0 <= float(lines[2]) - float(lines[0]) <= took * 1.02

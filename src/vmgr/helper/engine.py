@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from vmgr._version import __version__
 from vmgr.agent import AgentChannel, ExecRequest, TerminalSize, listeners_of
+from vmgr.agent_binary import find_agent
 from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
 from vmgr.helper.machine import ResyncKeys
@@ -33,6 +34,7 @@ from vmgr.vmm import (
     probe_vmm_sandbox,
 )
 from vmgr.vmm.accelerator import check_kvm
+from vmgr.vmm.clock import counter_khz
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,6 +107,14 @@ class Engine:
         return await probe_accelerator(
             await self.qemu(), kernel, self._probes, self._services.executors.files
         )
+
+    async def counter_khz(self) -> int | None:
+        """How fast the counter counts by which emulated machines tell the time."""
+        try:
+            agent = find_agent()
+        except VmgrError:
+            return None
+        return await counter_khz(agent, self._probes, self._services.executors.files)
 
     async def known_accelerator(self) -> Accelerator:
         """The same, without building a kernel to prove it with."""

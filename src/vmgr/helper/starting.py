@@ -419,6 +419,7 @@ class Starting:
             disk=machine.paths.disk,
             backing=(base_of(image, row.disk_bytes),),
             init=row.init,
+            counter_khz=await self._engine.counter_khz(),
         )
 
     async def _boot_id(self) -> str:

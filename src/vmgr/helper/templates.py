@@ -255,6 +255,7 @@ class Templates:
             disk=self._services.paths.templates,
             backing=(base_of(image, row.disk_bytes),),
             init=row.init,
+            counter_khz=await engine.counter_khz(),
             network=await self._network(row.access),
         )
         key = template_key(

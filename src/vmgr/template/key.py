@@ -37,6 +37,7 @@ def template_key(
     """
     same = replace(
         spec, machine_id="0" * 12, name="template", disk=_NOWHERE, generation=_NOBODY, restore=None,
+        counter_khz=None,
     )  # fmt: skip
     # All devices, their order and their options: a saved machine knows no others.
     argv = command_line(same, qemu, accelerator.name, SocketFds(3, 4, 5))

@@ -116,6 +116,8 @@ class VmmSpec:
     """Further ones; they come last, so they win."""
     restore: Restore | None = None
     """None: it boots."""
+    counter_khz: int | None = None
+    """The speed of the host's time-stamp counter, which an emulated guest reads; None: unknown."""
     machine_type: str | None = None
     """Of a saved machine: the versioned type that it has; None: this QEMU's own."""
     generation: uuid.UUID = field(default_factory=uuid.uuid4)
@@ -169,6 +171,8 @@ def kernel_command_line(
         words.append("no_timer_check")
         if steady_tsc:
             words.append("tsc=reliable")
+            if spec.counter_khz is not None:
+                words.append(f"tsc_early_khz={spec.counter_khz}")
     if boot_alone:
         words.append("maxcpus=1")
     # The one network device keeps the name that the kernel gives it, with udev too.
