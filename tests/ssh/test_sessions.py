@@ -70,13 +70,17 @@ async def connected(client: Client, login: str = "m") -> asyncssh.SSHClientConne
 async def test_a_terminal_has_a_size_that_changes(client: Client) -> None:
     async with await connected(client) as connection:
         process = await connection.create_process(
-            "trap 'stty size' WINCH; stty size; echo $TERM; while :; do sleep 0.1; done",
+            "trap 'stty size' WINCH; stty size; echo $TERM; while sleep 0.1; do echo tick; done",
             term_type="vt100", term_size=(100, 30),
         )  # fmt: skip
         assert await process.stdout.readline() == "30 100\r\n"
         assert await process.stdout.readline() == "vt100\r\n"
         process.change_terminal_size(81, 25)
-        assert await process.stdout.readline() == "25 81\r\n"
+        while (line := await process.stdout.readline()) == "tick\r\n":
+            pass
+        assert line == "25 81\r\n"
+        # Not while `stty` still ends: a shell goes on after a Ctrl-C that its command survived.
+        assert await process.stdout.readline() == "tick\r\n"
         process.stdin.write("\x03")  # Ctrl-C, which the terminal makes a signal
         assert (await process.wait()).exit_signal is not None
 
