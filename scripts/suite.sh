@@ -35,7 +35,7 @@ run_suite() {
   say 'tests of the agent'
   cargo_in_agent test --locked --quiet </dev/null || failed=1
   say 'tests'
-  .venv/bin/python -m pytest </dev/null || failed=1
+  .venv/bin/python -m pytest --durations=30 --durations-min=5 </dev/null || failed=1
   if ((EUID == 0)); then
     run_as_ordinary_user || failed=1
   fi

@@ -200,6 +200,8 @@ def ask(world: Talking, address: str, port: int) -> str:
 
 
 def test_ports_of_the_host_lead_into_a_machine(world: Talking) -> None:
+    # Else the machine's port would take another number of its own whenever this one is free.
+    world.vmgr("config", "set", "ports.auto", "off")
     with ended(world.start("exec", "a", "--", "perl", "-e", SERVE, "80")) as serving:
         assert serving.stdout is not None
         assert select.select([serving.stdout], [], [], 60)[0]
@@ -207,7 +209,7 @@ def test_ports_of_the_host_lead_into_a_machine(world: Talking) -> None:
         world.vmgr("port", "add", "a", "8080:80")
         for address in ("127.0.0.1", "::1"):
             assert ask(world, address, 8080) == "machine got: question"
-        (port,) = [port for port in world.json("port", "ls", "a") if not port["automatic"]]
+        (port,) = world.json("port", "ls", "a")
         assert port["open"]
         again = world.vmgr("port", "add", "b", "8080:80", check=False)
         assert b"leads to machine a already" in again.stderr
@@ -224,6 +226,23 @@ def test_ports_of_the_host_lead_into_a_machine(world: Talking) -> None:
         assert ask(world, "127.0.0.1", 8080) == "machine got: question"
         world.vmgr("port", "rm", "a", "8080:80")
         assert "refused" in ask(world, "127.0.0.1", 8080)
+    world.vmgr("config", "unset", "ports.auto")
+
+
+def test_a_port_that_is_asked_for_is_not_one_that_is_there_by_itself(world: Talking) -> None:
+    with ended(world.start("exec", "a", "--", "perl", "-e", SERVE, "8090")) as serving:
+        assert serving.stdout is not None
+        since = world.last_event()
+        assert select.select([serving.stdout], [], [], 60)[0]
+        assert serving.stdout.readline() == b"listening\n"
+        while not world.json("port", "ls", "a"):
+            world.wait_for_event("port.opened", since)
+        assert ask(world, "127.0.0.1", 8090) == "machine got: question"
+        # By another machine, even: that one's takes another number.
+        world.vmgr("port", "add", "b", "8090:80")
+        (asked,) = [p for p in world.json("port", "ls", "b") if not p["automatic"]]
+        assert asked["open"]
+        world.vmgr("port", "rm", "b", "8090:80")
 
 
 def test_the_network_ends_with_the_last_machine(world: Talking) -> None:

@@ -119,6 +119,22 @@ class Automatic:
         if (state := self._followed.get(machine.row.id)) is not None:
             self.heard(machine, state.known)
 
+    async def give_way(self, protocol: str, host_port: int) -> list[Machine]:
+        """A port is asked for: whoever has its number automatically lets go of it.
+
+        Returns:
+            The machines to call `again` for, once the port is taken.
+        """
+        moved = []
+        for machine in self._helper.machines.all():
+            if (state := self._followed.get(machine.row.id)) is None:
+                continue
+            for key, opened in list(state.opened.items()):
+                if key[0] == protocol and opened.host_port == host_port:
+                    await self._close(machine, state, key)
+                    moved.append(machine)
+        return moved
+
     def restarted(self) -> None:
         """A new switchboard serves nothing yet."""
         for machine in self._helper.machines.all():
@@ -238,7 +254,8 @@ class Automatic:
             log.warning("machine %s listens on more than %d ports", machine.name, _MOST)
 
     async def _close(self, machine: Machine, state: _Followed, key: Key) -> None:
-        opened = state.opened.pop(key)
+        if (opened := state.opened.pop(key, None)) is None:
+            return  # it has just given way to one that was asked for
         for forward in opened.forwards:
             await self._serving.unserve(forward)
         self._helper.events.publish(

@@ -192,6 +192,19 @@ class Ports:
                 log.warning("machine %s: %s", machine.name, error)
 
     async def _open(self, machine: Machine, port: PortForward, *, told: bool = True) -> None:
+        moved = await self.automatic.give_way(port.protocol, port.host_port)
+        try:
+            await self._serve(machine, port)
+        finally:
+            for other in moved:
+                self.automatic.again(other)
+        if told:
+            self._helper.events.publish(
+                "port.opened", machine.name, address=port.address, port=port.host_port,
+                guest_port=port.guest_port, protocol=port.protocol,
+            )  # fmt: skip
+
+    async def _serve(self, machine: Machine, port: PortForward) -> None:
         for number, forward in enumerate(self._forwards(machine, port)):
             try:
                 sock = self._helper.doorbell.take(_place(forward)) or bound(forward)
@@ -200,11 +213,6 @@ class Ports:
                     continue
                 raise _refused(forward, error) from error
             await self._serving.serve(machine, forward, sock, _INSIDE)
-        if told:
-            self._helper.events.publish(
-                "port.opened", machine.name, address=port.address, port=port.host_port,
-                guest_port=port.guest_port, protocol=port.protocol,
-            )  # fmt: skip
 
     def _forwards(self, machine: Machine, port: PortForward) -> tuple[Forward, ...]:
         """What is to be served for a port; the first must be, others where they can be."""
