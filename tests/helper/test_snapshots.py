@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL
+from tests.conftest import SMALL, kill_and_wait
 from tests.helper.test_fork import COUNTER, shell
 from tests.helper.test_reconcile import edit_rows
 
@@ -169,3 +171,41 @@ def test_a_helper_killed_while_it_takes_one_leaves_none(taken: Home) -> None:
     assert not list((home.data / "vmgr/snapshots").glob(".new-*"))
     home.vmgr("snapshot", "rm", "web:half", check=False)
     home.vmgr("stop", "web")
+
+
+def test_no_space_left_for_a_snapshot(taken: Home) -> None:
+    home = taken
+    if os.getuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    home.vmgr("snapshot", "restore", "-f", "web:running")
+    home.vmgr("resume", "web")
+    snapshots = home.data / "vmgr/snapshots"
+    size = "size=4m,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", snapshots], check=True)
+    try:
+        done = home.vmgr("snapshot", "create", "web", "full", check=False)
+        assert list(snapshots.iterdir()) == []
+    finally:
+        subprocess.run(["umount", snapshots], check=True)
+    assert done.returncode == 1
+    assert b"no space left" in done.stderr.lower()
+    # It goes on.
+    assert shell(home, "web", GROWS) == ["yes"]
+    assert len(home.json("snapshot", "ls", "web")) == 2
+    home.vmgr("stop", "web")
+
+
+def test_a_vmm_killed_while_its_machine_is_saved_leaves_no_snapshot(taken: Home) -> None:
+    home = taken
+    home.vmgr("snapshot", "restore", "-f", "web:running")
+    home.vmgr("resume", "web")
+    pid = home.json("info", "web")["vmm"]["pid"]
+    client = home.start("snapshot", "create", "web", "half")
+    kill_and_wait(pid)
+    client.communicate(timeout=120)
+    made = home.json("snapshot", "ls", "web")
+    # Whichever was first: there is a whole one or none.
+    assert len(made) == (3 if client.returncode == 0 else 2)
+    home.vmgr("snapshot", "rm", "web:half", check=False)
+    assert not list((home.data / "vmgr/snapshots").glob(".new-*"))
+    assert home.json("info", "web")["status"] == "stopped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,43 @@ def test_a_helper_killed_while_it_builds_leaves_nothing(template_home: Home) -> 
     assert home.json("template", "ls") == []
     home.vmgr("template", "build", *KIND)
     assert started(home, "one")["started_from"] == "template"
+
+
+def test_a_vmm_killed_while_it_is_built_from_leaves_nothing(template_home: Home) -> None:
+    home = template_home
+    home.vmgr("ls")
+    builder = home.start("template", "build", *KIND)
+    assert builder.stderr is not None
+    for line in builder.stderr:
+        if b"settled" in line:
+            break
+    (pid,) = home.vmms()
+    kill_and_wait(pid)
+    builder.communicate(timeout=60)
+    assert builder.returncode == 1
+    assert list((home.cache / "vmgr/templates").iterdir()) == []
+    home.vmgr("template", "build", *KIND)
+
+
+def test_no_space_left_for_a_template(template_home: Home) -> None:
+    home = template_home
+    if os.getuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    home.vmgr("ls")
+    templates = home.cache / "vmgr/templates"
+    size = "size=8m,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", templates], check=True)
+    try:
+        done = home.vmgr("template", "build", *KIND, check=False)
+        assert done.returncode == 1
+        assert b"no space left" in done.stderr.lower()
+        assert list(templates.iterdir()) == []
+        # A machine starts all the same.
+        assert started(home, "one")["started_from"] == "boot"
+    finally:
+        home.vmgr("rm", "-f", "one", check=False)
+        home.vmgr("helper", "stop")
+        subprocess.run(["umount", templates], check=True)
 
 
 def test_what_a_new_helper_finds_starting_keeps_its_disk(quick_home: Home) -> None:

@@ -101,6 +101,10 @@ class Machine:
         """Ports that appeared by themselves."""
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
+        self._entering = 0
+        self.nobody_enters = asyncio.Event()
+        """Set while no command is being started in it."""
+        self.nobody_enters.set()
         self.in_use = 0
         """How many clients' commands are attached to it."""
         self.used_at = time.monotonic()
@@ -185,6 +189,18 @@ class Machine:
         self._services.events.publish(
             "machine.status", self.name, before=before, after=after, reason=reason
         )
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """While a command is being started in it: so long it is not suspended."""
+        self._entering += 1
+        self.nobody_enters.clear()
+        try:
+            yield
+        finally:
+            self._entering -= 1
+            if self._entering == 0:
+                self.nobody_enters.set()
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:

@@ -451,7 +451,10 @@ class Machines:
             WrongStateError: it does not run.
             ExecError: the command could not be started.
         """
-        return await self.engine.exec(await self.awake(machine), spec, sink)
+        await self.awake(machine)
+        # Nothing is awaited in between: who suspends it now waits until the command has begun.
+        with machine.entered():
+            return await self.engine.exec(machine, spec, sink)
 
     async def channel(self, machine: Machine) -> AgentChannel:
         """The way into a machine; one that is suspended goes on.

@@ -52,6 +52,7 @@ class Suspending:
         await machine.move("suspend")
         held = False
         try:
+            await machine.nobody_enters.wait()
             await self._services.executors.in_files(_fresh, stage)
             with files.new_files(stage) as (memory, devices):
                 captured = await capture(
