@@ -197,7 +197,8 @@ def test_a_helper_killed_while_it_forks_leaves_whole_machines(parent: Home) -> N
         # The parent goes on, whatever it was stopped in.
         assert shell(home, "web", "cat /root/file") == ["before"]
         machines: list[dict[str, Any]] = home.json("ls")
-        assert {m["status"] for m in machines} <= {"running", "stopped"}
+        # One that was being started is still being taken over by the new helper.
+        assert {m["status"] for m in machines} <= {"running", "starting", "stopped"}
         for machine in machines:
             if machine["name"] != "web":
                 assert machine["status"] == "stopped" or shell(

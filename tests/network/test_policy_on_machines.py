@@ -44,10 +44,10 @@ RULES = ("one.example:80", "*.wild.example", "rebind.example", "six.example", "l
 SERVING = str(Path(__file__).with_name("serving.py"))
 TALK = (
     "exec", "p", "--", "timeout", "60", "bash", "-c",
-    'exec 3<>"/dev/tcp/$0/80"; cat <&3 & while echo on >&3; do read -rt 0.1 <> <(:); done',
+    'exec 3<>"/dev/tcp/$0/80"; cat <&3 & while echo on >&3; do sleep 0.1; done',
 )  # fmt: skip
 """Say something again and again, until the connection ends."""
-UNTIL_REFUSED = 'while (exec 3<>"/dev/tcp/$0/80"); do read -rt 0.1 <> <(:); done'
+UNTIL_REFUSED = 'while (exec 3<>"/dev/tcp/$0/80"); do sleep 0.1; done'
 SAY = 'exec 3<>"/dev/tcp/$0/$1" && read -r line <&3 && echo "$line"'
 
 
