@@ -120,7 +120,7 @@ _NEXT_STEP: Final[dict[tuple[MachineStatus, Action], str]] = {
     ("stopping", "restart"): "start it again once it has stopped",
     ("stopped", "stop"): "nothing needs to be done",
     ("stopped", "kill"): "nothing needs to be done",
-    ("stopped", "suspend"): "nothing needs to be done",
+    ("stopped", "suspend"): "nothing runs in it; start it with: vmgr start {name}",
     ("stopped", "fork"): "start it with: vmgr start {name}",
     ("suspended", "suspend"): "nothing needs to be done",
     ("suspended", "remove"): "what runs in it would be lost; if so be it: vmgr rm -f {name}",

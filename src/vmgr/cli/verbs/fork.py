@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", "-n", type=_count, metavar="N", help="how many copies")
     parser.add_argument("--json", action="store_true", help="print what became of each as JSON")
     machine_argument(parser)
-    parser.add_argument("new", metavar="NEW", nargs="*", help="names of the copies")
+    parser.add_argument("new", metavar="NEW", nargs="*", default=[], help="names of the copies")
 
 
 def execute(options: argparse.Namespace) -> int:
