@@ -94,9 +94,11 @@ def _pool(client: Client, kind: CreateMachine, rounds: int, row: Row) -> None:
     client.config_set("pool.size", "1")
     spec = ExecSpec(argv=["/bin/echo", "x"])
     try:
+        before = time.time()
         client.run(kind, spec).communicate()
         for _ in range(rounds):
-            time.sleep(2)  # the pool says nothing; this is plenty for a machine from a template
+            _filled(client, before)
+            before = time.time()
             with stopwatch() as watch:
                 job = client.run(kind, spec)
                 while not any(isinstance(event, Output) for event in job.wait_events()):
@@ -105,6 +107,13 @@ def _pool(client: Client, kind: CreateMachine, rounds: int, row: Row) -> None:
             job.communicate()
     finally:
         client.config_unset("pool.size")
+
+
+def _filled(client: Client, since: float) -> None:
+    """Wait until the pool is full again, as its event says."""
+    for event in client.events(since=0):
+        if event.kind == "pool.ready" and event.at > since:
+            return
 
 
 def _crowd(client: Client, kind: CreateMachine) -> list[Row]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,30 @@ class Home:
         logs = (self.root / "state/vmgr").glob("helper.log*")
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
         return [line for line in lines if MESSAGE in line]
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def last_event(self) -> int:
+        """A number that comes after all events so far: they count microseconds."""
+        self.helper_pid()
+        return time.time_ns() // 1_000
+
+    def wait_for_event(self, kind: str, since: int, **data: Any) -> dict[str, Any]:
+        """The first event of a kind after `since` whose data hold `data`."""
+        with self.start("events", "--json", "--since", "0", bufsize=0) as following:
+            assert following.stdout is not None
+            try:
+                while select.select([following.stdout], [], [], 120)[0]:
+                    event: dict[str, Any] = json.loads(following.stdout.readline())
+                    if (
+                        event["kind"] == kind
+                        and event["at"] * 1e6 > since
+                        and data.items() <= event["data"].items()
+                    ):
+                        return event
+            finally:
+                following.kill()
+        pytest.fail(f"no {kind} came:\n{self.logs()}")
 
     # -- what is left ----------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL
+from tests.conftest import SMALL, kill_and_wait, wait_for_end
+
+from vmgr.helper.commitment import host_memory
 
 if TYPE_CHECKING:
     from tests.conftest import Home
@@ -14,22 +15,29 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vm
 
 KIND = (*SMALL, "debian-minimal")
-HANG = 120.0
 
 
-def until_vmms(home: Home, count: int) -> None:
-    """Wait until the helper has so many machines, seen or not."""
-    deadline = time.monotonic() + HANG
-    while len(home.vmms()) != count:
-        assert time.monotonic() < deadline, home.logs()
-        time.sleep(0.05)
+def until_ready(home: Home, waiting: int, since: int) -> None:
+    """Wait until so many machines wait."""
+    home.wait_for_event("pool.ready", since, waiting=waiting)
+    assert len(home.vmms()) == waiting
+
+
+def until_gone(*pids: int) -> None:
+    for pid in pids:
+        wait_for_end(pid)
+
+
+def run(home: Home, *command: str) -> bytes:
+    return home.vmgr("run", *KIND, "--", *command).stdout
 
 
 def fill(home: Home, size: int) -> None:
     home.vmgr("template", "build", *KIND)
     home.vmgr("config", "set", "pool.size", str(size))
-    home.vmgr("run", *KIND, "--", "true")
-    until_vmms(home, size)
+    since = home.last_event()
+    run(home, "true")
+    until_ready(home, size, since)
 
 
 def test_a_run_takes_one_that_waits(template_home: Home) -> None:
@@ -41,58 +49,59 @@ def test_a_run_takes_one_that_waits(template_home: Home) -> None:
     waiting = set(home.vmms())
     seen = set()
     for _ in range(3):
-        out = home.vmgr(
-            "run", *KIND, "--", "sh", "-c", "hostname; cat /proc/sys/kernel/random/uuid"
-        )
-        seen |= set(out.stdout.decode().split())
+        since = home.last_event()
+        out = run(home, "sh", "-c", "hostname; cat /proc/sys/kernel/random/uuid")
+        seen |= set(out.decode().split())
     assert len(seen) == 6
-    until_vmms(home, 2)
+    until_ready(home, 2, since)
     assert not waiting & set(home.vmms())
+    since = home.last_event()
     # One of another kind is not taken, and those that wait are of that kind from then on.
-    out = home.vmgr("run", "--memory", "320M", "--cpus", "1", "debian-minimal", "--",
+    other = home.vmgr("run", "--memory", "320M", "--cpus", "1", "debian-minimal", "--",
                     "sh", "-c", "grep MemTotal /proc/meminfo")  # fmt: skip
-    assert int(out.stdout.split()[1]) > 262_144
-    until_vmms(home, 2)
+    assert int(other.stdout.split()[1]) > 262_144
+    until_ready(home, 2, since)
+    pids = home.vmms()
     home.vmgr("config", "set", "pool.size", "0")
-    until_vmms(home, 0)
+    until_gone(*pids)
+    assert home.vmms() == []
 
 
 def test_what_waits_goes(template_home: Home) -> None:
     home = template_home
     fill(home, 1)
     # With its helper: the next one knows of no such machine.
+    pids = home.vmms()
     home.kill_helper()
     assert home.json("ls") == []
-    until_vmms(home, 0)
-    home.vmgr("run", *KIND, "--", "true")
-    until_vmms(home, 1)
+    until_gone(*pids)
+    since = home.last_event()
+    run(home, "true")
+    until_ready(home, 1, since)
     home.vmgr("helper", "stop")
     assert home.vmms() == []
     assert home.machine_directories() == []
-    # When nobody has used one for a while, and when it has died meanwhile.
-    home.vmgr("run", *KIND, "--", "true")
-    until_vmms(home, 1)
+    # When it has died meanwhile, and when nobody has used one for a while.
+    since = home.last_event()
+    run(home, "true")
+    until_ready(home, 1, since)
     (pid,) = home.vmms()
-    from tests.conftest import kill_and_wait
-
     kill_and_wait(pid)
-    assert home.vmgr("run", *KIND, "--", "echo", "mine").stdout == b"mine\n"
     home.vmgr("config", "set", "pool.keep", "1")
-    home.vmgr("run", *KIND, "--", "true")
-    until_vmms(home, 0)
+    since = home.last_event()
+    assert run(home, "echo", "mine") == b"mine\n"
+    home.wait_for_event("pool.ready", since, waiting=1)
+    until_gone(*home.vmms())
+    assert home.vmms() == []
 
 
 def test_a_pool_takes_its_share_of_memory_at_most(template_home: Home) -> None:
     home = template_home
+    share = host_memory() * 2 // 100
+    fits = share // (256 << 20)
+    home.vmgr("config", "set", "pool.memory_percent", "2")
     home.vmgr("template", "build", *KIND)
     home.vmgr("config", "set", "pool.size", "32")
-    home.vmgr("config", "set", "pool.memory_percent", "2")
-    home.vmgr("run", *KIND, "--", "true")
-    deadline = time.monotonic() + HANG
-    while "the pool has its share of memory" not in home.logs():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    import os
-
-    share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.02
-    until_vmms(home, int(share // (256 << 20)))
+    since = home.last_event()
+    run(home, "true")
+    until_ready(home, fits, since)

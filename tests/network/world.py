@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import select
 import subprocess
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytest
 from tests.conftest import Home
 
 if TYPE_CHECKING:
@@ -34,28 +32,6 @@ class NetworkedHome(Home):
 
     def command(self, *arguments: str) -> list[str]:
         return self.inside(*super().command(*arguments))
-
-    def last_event(self) -> int:
-        """A number that comes after all events so far: they count microseconds."""
-        self.helper_pid()
-        return time.time_ns() // 1_000
-
-    def wait_for_event(self, kind: str, since: int, **data: Any) -> dict[str, Any]:
-        """The first event of a kind after `since` whose data hold `data`."""
-        with self.start("events", "--json", "--since", "0", bufsize=0) as following:
-            assert following.stdout is not None
-            try:
-                while select.select([following.stdout], [], [], 120)[0]:
-                    event: dict[str, Any] = json.loads(following.stdout.readline())
-                    if (
-                        event["kind"] == kind
-                        and event["at"] * 1e6 > since
-                        and data.items() <= event["data"].items()
-                    ):
-                        return event
-            finally:
-                following.kill()
-        pytest.fail(f"no {kind} came:\n{self.logs()}")
 
     def network_process(self, name: str) -> int:
         record = json.loads((self.root / "run/vmgr/network.json").read_text())

@@ -21,14 +21,12 @@ DEADLINE = 30
 
 
 @contextlib.asynccontextmanager
-async def forwarded(
-    serve: object, *, wake: object = None
-) -> AsyncIterator[tuple[str, int, set[Connection]]]:
+async def forwarded(serve: object) -> AsyncIterator[tuple[str, int, set[Connection]]]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)  # type: ignore[arg-type]
     listener = socket.create_server(("127.0.0.1", 0))
     live: set[Connection] = set()
     target = server.sockets[0].getsockname()
-    forwarder = Forwarder(listener, target, live, wake)  # type: ignore[arg-type]
+    forwarder = Forwarder(listener, target, live)
     try:
         async with asyncio.timeout(DEADLINE):
             yield (*listener.getsockname(), live)
@@ -149,21 +147,6 @@ async def test_a_reader_that_is_slow_holds_its_writer() -> None:
         writer.write_eof()
         assert await reader.read() == b""
         assert received == blob
-        writer.close()
-
-
-async def test_a_sleeping_machine_is_woken_before_it_is_connected() -> None:
-    woken: list[bool] = []
-
-    async def wake() -> None:
-        await asyncio.sleep(0)
-        woken.append(True)
-
-    async with forwarded(echo, wake=wake) as (host, port, _):
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
-        assert woken
         writer.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +14,10 @@ from vmgr._version import __version__
 from vmgr.archive.manifest import MANIFEST, Manifest, Member, read_manifest
 from vmgr.archive.porter import Measured
 from vmgr.artifact.faults import failed, no_space
+from vmgr.artifact.strangers import open_regular
 from vmgr.artifact.threads import in_thread
 from vmgr.artifact.tools import build_environment, missing_tools, require
-from vmgr.errors import NotFoundError, UsageError, VmgrError
+from vmgr.errors import UsageError, VmgrError
 from vmgr.spawner import run, spawn
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ async def unpack(path: Path, stage: Path, executor: Executor, progress: Progress
     opened: list[int] = []
     try:
         # Not its result: a cancellation would take that away.
-        await in_thread(executor, lambda: opened.append(_open_regular(path)))
+        await in_thread(executor, lambda: opened.append(open_regular(path)))
         async with _plain(opened[0]) as stream:
             said = await _porter(
                 ["unpack", os.fspath(stage)],
@@ -168,20 +168,6 @@ async def _porter(
         env=build_environment(), stdin=stdin, on_line=on_line, check=False,
     )  # fmt: skip
     return done.stdout.decode(errors="replace").splitlines()
-
-
-def _open_regular(path: Path) -> int:
-    try:
-        # Non-blocking, so that a FIFO does not keep us; it says nothing about regular files.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UsageError(f"cannot open {path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} is not a regular file")
-    return fd
 
 
 @contextlib.asynccontextmanager

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from vmgr.errors import VmgrError
+from vmgr.helper.commitment import host_memory
 
 if TYPE_CHECKING:
     from vmgr.api.models import CreateMachine
@@ -95,27 +95,26 @@ class Pool:
         size = int(config.get("pool.size"))
         share = int(config.get("pool.memory_percent")) / 100
         while (kind := self._kind) is not None and len(self._waiting) < size:
+            # Those that wait are of one kind, and of one size.
+            memory = kind.memory_bytes or int(config.get("machine.memory"))
+            if (len(self._waiting) + 1) * memory > share * host_memory():
+                log.info("the pool has its share of memory")
+                break
             try:
-                machine = await self._make(kind, share)
+                machine = await self._make(kind)
             except VmgrError as error:
                 log.warning("the pool is not filled: %s", error)
-                return
-            if machine is None:
                 return
             if self._kind is kind:
                 self._waiting.append(machine)
             else:
                 self._throw_away(machine)
+        self._helper.events.publish("pool.ready", waiting=len(self._waiting))
 
-    async def _make(self, kind: CreateMachine, share: float) -> Machine | None:
+    async def _make(self, kind: CreateMachine) -> Machine:
         machines = self._helper.machines
         machine = await machines.create(kind, pooled=True)
         try:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            if (len(self._waiting) + 1) * machine.row.memory_bytes > share * total:
-                log.info("the pool has its share of memory")
-                self._throw_away(machine)
-                return None
             await machines.start(machine.name)
             # Its first command would translate what every command needs.
             channel = await machine.ready_channel()

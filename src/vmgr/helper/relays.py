@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 import struct
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmgr.agent.flows import OUTPUT_WINDOW
 from vmgr.agent.frames import MAX_DATA, STDOUT
 from vmgr.errors import VmgrError
+from vmgr.switchboard.acceptor import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -99,59 +99,31 @@ class StreamRelay:
         port: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
         self._channel = channel
         self._addresses = addresses
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting = False
-        listener.settimeout(0)
-        self._go_on()
+        self._acceptor = Acceptor(listener, self._begin)
 
     def close(self, *, reset: bool = False) -> None:
         """Stop listening; with `reset` the connections end too."""
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        self._acceptor.close()
         if reset:
             for task in list(self._tasks):
                 task.cancel()
 
-    def _go_on(self) -> None:
-        if self._listener.fileno() >= 0 and not self._accepting and len(self._tasks) < _MOST:
-            self._accepting = True
-            self._loop.add_reader(self._listener, self._accept)
-
-    def _pause(self) -> None:
-        self._accepting = False
-        self._loop.remove_reader(self._listener)
-
-    def _accept(self) -> None:
-        for _ in range(16):
-            if len(self._tasks) >= _MOST:
-                self._pause()
-                return
-            try:
-                client, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    self._pause()
-                    self._loop.call_later(0.1, self._go_on)
-                    return
-                continue  # it was reset before we took it
-            client.settimeout(0)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._loop.create_task(self._serve(client), name=f"port {self._port}")
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+    def _begin(self, client: socket.socket) -> None:
+        task = self._loop.create_task(self._serve(client), name=f"port {self._port}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        if len(self._tasks) >= _MOST:
+            self._acceptor.pause()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a relayed connection failed", exc_info=error)
-        self._go_on()
+        self._acceptor.resume()
 
     async def _serve(self, client: socket.socket) -> None:
         sink = _Sink()

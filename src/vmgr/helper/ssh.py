@@ -7,7 +7,6 @@ helper. It ends with a helper that stops while no machine runs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -19,7 +18,7 @@ import msgspec
 from vmgr._version import __version__
 from vmgr.api.models import SshServer
 from vmgr.errors import StateError, VmgrError
-from vmgr.spawner import Process, StopPolicy, spawn
+from vmgr.spawner import Process, StopPolicy, first_line, spawn
 
 if TYPE_CHECKING:
     from vmgr.helper.helper import Helper
@@ -116,7 +115,11 @@ class Ssh:
                 raise StateError(f"cannot start the SSH server: {error.strerror}") from error
             finally:
                 os.close(write)
-            said = await _line(read)
+            try:
+                said = await first_line(read, _READY_DEADLINE)
+            except BaseException:  # nobody would know of it
+                await asyncio.shield(process.stop(StopPolicy(None)))
+                raise
         finally:
             os.close(read)
         if said != "ready":
@@ -127,27 +130,3 @@ class Ssh:
 
     def _see(self) -> str:
         return f"see {self._helper.paths.ssh_log}"
-
-
-async def _line(fd: int) -> str:
-    """The first line that comes on a pipe; empty when it ends, or nothing comes in time."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    readable = asyncio.Event()
-    data = b""
-    loop.add_reader(fd, readable.set)
-    try:
-        async with asyncio.timeout(_READY_DEADLINE):
-            while b"\n" not in data:
-                await readable.wait()
-                readable.clear()
-                with contextlib.suppress(BlockingIOError):
-                    part = os.read(fd, 4096)
-                    if not part:
-                        break
-                    data += part
-    except TimeoutError:
-        pass
-    finally:
-        loop.remove_reader(fd)
-    return data.decode(errors="replace").strip().split("\n")[0]

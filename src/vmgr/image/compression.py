@@ -8,12 +8,12 @@ import gzip
 import io
 import lzma
 import os
-import stat
 import zlib
 from typing import IO, TYPE_CHECKING, Final
 
+from vmgr.artifact.strangers import open_regular
 from vmgr.artifact.tools import build_environment, require
-from vmgr.errors import NotFoundError, UsageError
+from vmgr.errors import UsageError
 from vmgr.spawner import spawn
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ async def open_tarball(path: Path) -> AsyncIterator[IO[bytes]]:
         NotFoundError: there is no such file.
         UsageError: it is not a regular file or cannot be opened.
     """
-    with _open_regular(path) as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         fd = file.fileno()
         head = os.pread(fd, 6, 0)
         if not head:
@@ -58,20 +58,6 @@ async def open_tarball(path: Path) -> AsyncIterator[IO[bytes]]:
                 yield plain
         else:
             yield file
-
-
-def _open_regular(path: Path) -> IO[bytes]:
-    try:
-        # Non-blocking, so that a FIFO does not keep us; it says nothing about regular files.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UsageError(f"cannot open {path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} is not a regular file")
-    return os.fdopen(fd, "rb")
 
 
 @contextlib.asynccontextmanager

@@ -27,7 +27,7 @@ from msgspec import Struct
 from vmgr.errors import StateError, UnsupportedError
 from vmgr.network import confined
 from vmgr.network.strays import MARK, strays
-from vmgr.spawner import Contained, Process, StopPolicy
+from vmgr.spawner import Contained, Process, StopPolicy, first_line
 from vmgr.spawner.process import start_time_of
 from vmgr.switchboard.namespace import setup_script
 from vmgr.switchboard.upstream import UpstreamSockets
@@ -280,7 +280,7 @@ class NetworkProcesses:
                 finally:
                     os.close(write)
                 try:
-                    said = await _line(read)
+                    said = await first_line(read, _READY_DEADLINE, whole=wanted.encode())
                 except BaseException:  # nobody would know of it
                     await asyncio.shield(process.stop(StopPolicy(None)))
                     raise
@@ -342,27 +342,3 @@ def _most_open_files() -> int:
 
 def _python_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
-
-
-async def _line(fd: int) -> str:
-    """The first line that comes on a pipe; empty when it ends, or nothing comes in time."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    readable = asyncio.Event()
-    data = b""
-    loop.add_reader(fd, readable.set)
-    try:
-        async with asyncio.timeout(_READY_DEADLINE):
-            while b"\n" not in data and data != b"1":
-                await readable.wait()
-                readable.clear()
-                with contextlib.suppress(BlockingIOError):
-                    part = os.read(fd, 4096)
-                    if not part:
-                        break
-                    data += part
-    except TimeoutError:
-        pass
-    finally:
-        loop.remove_reader(fd)
-    return data.decode(errors="replace").strip().split("\n")[0]

@@ -22,7 +22,7 @@ from vmgr.api.models import SandboxLevel
 from vmgr.errors import UnsupportedError
 from vmgr.sandbox.bubblewrap import bubblewrap_argv
 from vmgr.sandbox.need import NO_RIGHTS, Need, Rights
-from vmgr.spawner import Contained, minimal_environment, spawn
+from vmgr.spawner import Contained, chunks, minimal_environment, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,21 +172,10 @@ async def _program_of(monitor: Process, info: int) -> Process | None:
 
 async def _read_all(fd: int) -> bytes:
     """All that comes until the end of file: bubblewrap writes in pieces."""
-    os.set_blocking(fd, False)
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
     told = b""
-    try:
-        async with asyncio.timeout(_TOLD_WITHIN):
-            while len(told) < _TOLD_MAX:
-                await readable.wait()
-                readable.clear()
-                with contextlib.suppress(BlockingIOError):
-                    chunk = os.read(fd, _TOLD_MAX)
-                    if not chunk:
-                        break
-                    told += chunk
-    finally:
-        loop.remove_reader(fd)
+    async with asyncio.timeout(_TOLD_WITHIN), contextlib.aclosing(chunks(fd)) as parts:
+        async for part in parts:
+            told += part
+            if len(told) >= _TOLD_MAX:
+                break
     return told

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmgr.errors import StateError
 from vmgr.saved.memory import GuestMemory, copier_command, outcome
-from vmgr.spawner import StopPolicy, spawn
+from vmgr.spawner import StopPolicy, chunks, spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -139,8 +139,11 @@ class Saver:
             raise StateError(f"the machine's memory was not copied within {deadline:g} s") from None
 
     async def _read(self, fd: int) -> None:
-        async for line in _lines(fd):
-            self._lines.put_nowait(line)
+        try:
+            async for line in _lines(fd):
+                self._lines.put_nowait(line)
+        finally:
+            os.close(fd)
         self._lines.put_nowait(None)
 
     async def _end(self) -> None:
@@ -153,24 +156,8 @@ class Saver:
 
 async def _lines(fd: int) -> AsyncIterator[str]:
     """Lines of a pipe until its end; at most a few short ones come."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
     rest = b""
-    try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            try:
-                chunk = os.read(fd, 4_096)
-            except BlockingIOError:
-                continue
-            if not chunk:
-                return
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                yield line.decode(errors="replace")
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)
+    async for chunk in chunks(fd):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")

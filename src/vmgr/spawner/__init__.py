@@ -1,6 +1,7 @@
 """The one place where vmgr starts processes. A test bans every other way."""
 
 from vmgr.spawner.contained import Contained
+from vmgr.spawner.pipes import chunks, first_line
 from vmgr.spawner.process import (
     Completed,
     ExitStatus,
@@ -20,6 +21,8 @@ __all__ = [
     "Process",
     "ProcessFailedError",
     "StopPolicy",
+    "chunks",
+    "first_line",
     "minimal_environment",
     "run",
     "spawn",

@@ -16,15 +16,18 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from vmgr.switchboard.acceptor import Acceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Forwarder"]
 
 _PIPE: Final = 262_144  # bytes; smaller pipes cost more CPU, larger ones memory of the kernel
 _SPLICE: Final = os.SPLICE_F_NONBLOCK if hasattr(os, "SPLICE_F_NONBLOCK") else 2  # fcntl.h
 _SPLICE_MOVE: Final = 1
-_ACCEPTS: Final = 64  # per turn of the loop
 _TURNS: Final = 16  # splices in one direction per turn
 _LIVE: Final = 16_384  # connections of all ports
 _CONNECT_DEADLINE: Final = 20.0
@@ -35,8 +38,6 @@ _SPARE: Final = 16
 _spare: list[tuple[int, int]] = []
 """Empty pipes for whoever has something to carry next: making one costs more than a splice."""
 
-Wake = Callable[[str], Awaitable[None]]
-
 
 class Forwarder:
     """One listening socket and its connections.
@@ -45,86 +46,34 @@ class Forwarder:
         listener: bound and listening, in the host's namespace.
         target: address and port in this namespace.
         live: the connections of all forwarders.
-        wake: awaited before connecting where the machine may sleep; None: it never does.
     """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        target: tuple[str, int],
-        live: set[Connection],
-        wake: Callable[[], Awaitable[None]] | None = None,
+        self, listener: socket.socket, target: tuple[str, int], live: set[Connection]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
         self._target = target
         self._live = live
-        self._wake = wake
         self._own: set[Connection] = set()
-        self._waking: set[asyncio.Task[None]] = set()
         self._family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-        listener.settimeout(0)
-        self._loop.add_reader(listener, self._accept)
+        self._acceptor = Acceptor(listener, self._begin)
 
     @property
     def connected(self) -> bool:
         """Whether somebody is connected."""
-        return bool(self._own or self._waking)
+        return bool(self._own)
 
     def close(self, *, reset: bool = False) -> None:
         """Stop listening; with `reset` the connections end too."""
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        self._acceptor.close()
         if reset:
-            for task in self._waking:
-                task.cancel()
             for connection in list(self._own):
                 connection.abort()
 
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTS):
-            try:
-                client, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    # Connections wait in the backlog until some of ours have ended.
-                    self._pause()
-                    return
-                continue  # it was reset before we took it
-            if len(self._live) >= _LIVE:
-                _reset(client)
-                continue
-            client.settimeout(0)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._wake is None:
-                self._begin(client)
-            else:
-                task = self._loop.create_task(self._begin_awake(client, self._wake))
-                self._waking.add(task)
-                task.add_done_callback(self._waking.discard)
-
-    def _pause(self) -> None:
-        self._loop.remove_reader(self._listener)
-        self._loop.call_later(0.1, self._go_on)
-
-    def _go_on(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
-
-    async def _begin_awake(
-        self, client: socket.socket, wake: Callable[[], Awaitable[None]]
-    ) -> None:
-        try:
-            await wake()
-        except BaseException:
-            _reset(client)
-            raise
-        self._begin(client)
-
     def _begin(self, client: socket.socket) -> None:
+        if len(self._live) >= _LIVE:
+            _reset(client)
+            return
         try:
             machine = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError:
