@@ -307,6 +307,14 @@ def test_an_address_that_the_host_gets_is_the_hosts(world: World) -> None:
         "exec", "other", "--", "timeout", "60", "bash", "-c", UNTIL_REFUSED, "198.51.100.7"
     )
     assert b"refused" in refusal.stderr
+    # Another switchboard is told as well, although the machine was plugged in before.
+    since = world.last_event()
+    kill_and_wait(world.network_process("switchboard"))
+    world.wait_for_event("network.restarted", since)
+    again = world.vmgr(
+        "exec", "other", "--", "timeout", "60", "bash", "-c", SAY, "198.51.100.7", "80", check=False
+    )
+    assert b"refused" in again.stderr
     within_host(world, "ip address del 198.51.100.7/32 dev lo")
     serving.kill()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dns.message
 import dns.rcode
 import dns.reversename
+import dns.rrset
 
 from vmgr.switchboard.denials import describe
 from vmgr.switchboard.resolver import HostResolvers, Resolver
@@ -109,3 +110,76 @@ def test_denied_packets_are_described() -> None:
         assert describe(tcp[:cut]) is None
     assert describe(tcp[:20]) == {"address": "203.0.113.1", "protocol": "tcp", "port": None}
     assert describe(b"\xff" * 80) is None
+
+
+async def test_whoever_asks_without_end_over_tcp_leaves_turns_to_others() -> None:
+    port = free_port()
+    resolver = Resolver(NAMES, UpstreamSockets(), ("127.0.0.1",), port=port)
+    query = dns.message.make_query("web.vmgr.internal", "A").to_wire()
+    question = len(query).to_bytes(2, "big") + query
+    answered = 0
+    try:
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            # All of it is there before the first is read.
+            writer.write(question * 2_000)
+            turns = 0
+            while size := await reader.read(2):
+                await reader.readexactly(int.from_bytes(size, "big"))
+                answered += 1
+                turns += 1
+            writer.close()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        resolver.close()
+    # One connection is not for ever; and that we were here at all between two answers is a turn.
+    assert 0 < answered <= 256
+
+
+async def test_a_turn_comes_between_two_questions_of_one_connection() -> None:
+    port = free_port()
+    resolver = Resolver(NAMES, UpstreamSockets(), ("127.0.0.1",), port=port)
+    query = dns.message.make_query("web.vmgr.internal", "A").to_wire()
+    asked = 0
+    most = 0
+    local = resolver.local_answer
+
+    def counted(wire: bytes, client: str = "") -> bytes | None:
+        nonlocal asked
+        asked += 1
+        return local(wire, client)
+
+    resolver.local_answer = counted  # type: ignore[method-assign]  # the real one, and a count
+    try:
+        async with asyncio.timeout(60):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write((len(query).to_bytes(2, "big") + query) * 100)
+            while asked < 100:
+                before = asked
+                await asyncio.sleep(0)
+                most = max(most, asked - before)
+            writer.close()
+    finally:
+        resolver.close()
+    assert most <= 2
+
+
+async def test_what_would_take_long_to_read_is_not_read() -> None:
+    resolver = Resolver(NAMES, UpstreamSockets(), ("127.0.0.1",), port=free_port())
+    query = dns.message.make_query("web.vmgr.internal", "A")
+    record = dns.rrset.from_text("x.example.", 1, "IN", "A", *(f"10.0.0.{n}" for n in range(200)))
+    try:
+        query.answer.append(record)
+        assert resolver.local_answer(query.to_wire()) == b""
+        query.answer.clear()
+        query.additional.append(record)
+        assert resolver.local_answer(query.to_wire()) == b""
+        query.additional.clear()
+        wire = query.to_wire()
+        assert resolver.local_answer(wire)
+        assert resolver.local_answer(wire + bytes(5_000)) == b""
+        query.use_edns(payload=1232)
+        assert resolver.local_answer(query.to_wire())
+    finally:
+        resolver.close()

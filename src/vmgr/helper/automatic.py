@@ -78,6 +78,8 @@ class _Followed:
     work: asyncio.Task[None] | None = None
     fresh: bool = True
     """What an earlier helper opened has not been looked at."""
+    private: set[Key] = field(default_factory=set)
+    """What leads through the agent."""
     limited: bool = False
     tokens: float = _BURST
     counted: float = 0.0
@@ -196,7 +198,7 @@ class Automatic:
         """Take over what an earlier helper had the switchboard open."""
         explicit = self._helper.ports.explicit(machine)
         groups: dict[Key, list[Forward]] = {}
-        for forward in await self._serving.served():
+        for forward in await self._serving.served(machine):
             if forward.machine == machine.row.id and forward not in explicit:
                 groups.setdefault((forward.protocol, forward.target_port), []).append(forward)
         for key, forwards in groups.items():
@@ -216,8 +218,11 @@ class Automatic:
         identity = identity_of(row.id, row.number)
         wanted = targets(listeners, identity, direct=row.interface is not None)
         private = {key for key, target in wanted.items() if target.address == AGENT}
-        await self._helper.ports.lead(machine, private)
         named = {(port.protocol, port.guest_port) for port in row.ports}
+        for _ in named & (private ^ state.private):
+            await self._allowance(state)
+        state.private = private
+        await self._helper.ports.lead(machine, private)
         wanted = {
             key: target
             for key, target in wanted.items()
@@ -294,7 +299,9 @@ class Automatic:
                 "port.failed", machine.name, port=key[1], protocol=key[0], problem=problem
             )
             return
-        state.opened[key] = _Opened(target, [f for f, _ in pairs], host_port or key[1], problem)
+        # Where no number was free on 127.0.0.1, its own address is all that it has.
+        opened = _Opened(target, [f for f, _ in pairs], host_port or key[1], problem)
+        state.opened[key] = opened
         try:
             while pairs:
                 one, sock = pairs.pop(0)
@@ -304,7 +311,7 @@ class Automatic:
                 sock.close()
         facts = {} if problem is None else {"problem": problem}
         self._helper.events.publish(
-            "port.opened", machine.name, address="127.0.0.1", port=host_port or key[1],
+            "port.opened", machine.name, address=opened.forwards[0].host, port=opened.host_port,
             guest_port=key[1], protocol=key[0], automatic=True, **facts,
         )  # fmt: skip
 
@@ -379,6 +386,7 @@ def _why(port: int, error: OSError) -> str:
 
 def _shown(key: Key, opened: _Opened) -> PortForward:
     return PortForward(
+        address=opened.forwards[0].host,
         host_port=opened.host_port,
         guest_port=key[1],
         protocol=key[0],

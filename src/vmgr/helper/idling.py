@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import VmgrError
+from vmgr.usage import cpu_seconds
 
 if TYPE_CHECKING:
     from vmgr.helper.helper import Helper
@@ -72,14 +71,18 @@ class Idling:
                 continue
 
     async def _look_at(self, running: list[Machine], after: float) -> None:
-        connected = await self._helper.network.connected()
+        connected = await self._helper.ports.connected()
         times = await self._helper.executors.in_files(
-            lambda: {m.row.id: _cpu_seconds(m.row.vmm_pid) for m in running}
+            lambda: {
+                m.row.id: cpu_seconds(m.row.vmm_pid, m.row.vmm_start_time)
+                for m in running
+                if m.row.vmm_pid is not None
+            }
         )
         now = time.monotonic()
         self._seen = {m.row.id: self._seen[m.row.id] for m in running if m.row.id in self._seen}
         for machine in running:
-            used = times[machine.row.id]
+            used = times.get(machine.row.id)
             before = self._seen.get(machine.row.id)
             if used is None or machine.row.vmm_pid is None:
                 continue
@@ -111,13 +114,3 @@ class Idling:
 
 def _counts(machine: Machine) -> bool:
     return machine.status == "running" and not machine.row.ephemeral
-
-
-def _cpu_seconds(pid: int | None) -> float | None:
-    """User and system time of a process, see proc(5): fields 14 and 15 of its stat."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -16,7 +16,7 @@ from vmgr.agent import Network
 from vmgr.errors import UnsupportedError, VmgrError
 from vmgr.helper.policy import reach_of
 from vmgr.helper.resolving import RESOLV_CONF, read_resolution
-from vmgr.network.addresses import DOMAIN, GATEWAY4, identity_of
+from vmgr.network.addresses import DOMAIN, GATEWAY4, GATEWAY6, identity_of
 from vmgr.vmm import VmmNetwork
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class Plugging:
         """The same, for a machine whose ports are open."""
         row = machine.row
         if row.number is None or (row.interface is None and not row.fallback):
-            await self.open_ports(machine)  # through the agent
             return
         identity = identity_of(row.id, row.number)
         _, domains = await self._helper.executors.in_files(read_resolution, RESOLV_CONF)
@@ -103,7 +102,7 @@ class Plugging:
             asked = Network(
                 mac=identity.mac,
                 addresses=[identity.address4.packed + b"\x20", identity.address6.packed + b"\x80"],
-                gateways=[GATEWAY4.packed, ipaddress.IPv6Address("fe80::1").packed],
+                gateways=[GATEWAY4.packed, GATEWAY6.packed],
                 mtu=MTU,
                 resolvers=[GATEWAY4.packed],
                 search=[DOMAIN, *search],

@@ -58,7 +58,7 @@ class Ports:
 
     async def list(self, machine: Machine) -> list[PortForward]:
         """A machine's ports, and whether each is served now."""
-        served = await self._serving.served()
+        served = await self._serving.served(machine)
         return [
             *(
                 msgspec.structs.replace(
@@ -70,6 +70,10 @@ class Ports:
             ),
             *machine.automatic,
         ]
+
+    async def connected(self) -> set[str]:
+        """The ids of machines that somebody is connected to by a port."""
+        return await self._serving.connected()
 
     def explicit(self, machine: Machine) -> set[Forward]:
         """What is served, or would be, because it was asked for."""
@@ -159,7 +163,7 @@ class Ports:
         """Open the ports of a machine that starts; failures are told."""
         if not machine.row.ports:
             return
-        served = await self._serving.served()
+        served = await self._serving.served(machine)
         for port in machine.row.ports:
             if self._forwards(machine, port)[0] in served:
                 continue

@@ -105,6 +105,11 @@ class StreamRelay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._acceptor = Acceptor(listener, self._begin)
 
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is."""
+        return bool(self._tasks)
+
     def close(self, *, reset: bool = False) -> None:
         """Stop listening; with `reset` the connections end too."""
         self._acceptor.close()
@@ -214,6 +219,11 @@ class DatagramRelay:
         self._sessions: dict[Any, _Session] = {}
         sock.settimeout(0)
         self._loop.add_reader(sock, self._from_clients)
+
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is."""
+        return bool(self._sessions)
 
     def close(self, *, reset: bool = False) -> None:
         """End it, sessions too: a datagram promises nothing."""

@@ -36,9 +36,15 @@ class Serving:
         self._network = network
         self._relays: dict[Forward, StreamRelay | DatagramRelay] = {}
 
-    async def served(self) -> set[Forward]:
-        """What is served now."""
-        return {*await self._network.forwards(), *self._relays}
+    async def served(self, machine: Machine) -> set[Forward]:
+        """What is served of a machine now."""
+        here = (forward for forward in self._relays if forward.machine == machine.row.id)
+        return {*await self._network.forwards(machine.row.id), *here}
+
+    async def connected(self) -> set[str]:
+        """The ids of machines that somebody is connected to by a port."""
+        here = {forward.machine for forward, relay in self._relays.items() if relay.connected}
+        return here | await self._network.connected()
 
     async def serve(
         self, machine: Machine, forward: Forward, sock: socket.socket, inside: Sequence[bytes] = ()

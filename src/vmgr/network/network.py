@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vmgr.errors import UnsupportedError, VmgrError
+from vmgr.errors import StateError, UnsupportedError, VmgrError
 from vmgr.network.addresses import identity_of
 from vmgr.network.egress import Egress
 from vmgr.network.hosts import AddressWatch, own_addresses
@@ -139,6 +139,8 @@ class Network:
                 known, _ = await self._connected(switchboard).ask(m.Hello())
                 if known.get("version") != m.VERSION:  # it would not know what we ask of it
                     await switchboard.stop()
+                else:  # it may have been without a helper while this computer's addresses changed
+                    await self._tell_host(m.Host(addresses=own_addresses()))
             except (VmgrError, OSError, TimeoutError) as error:
                 log.warning("the switchboard is not reached: %s", error)
         if self._processes.egress is not None:
@@ -238,13 +240,13 @@ class Network:
             async with self._lock:
                 await self._line.ask(m.Unlisten(forward=forward))
 
-    async def forwards(self) -> list[m.Forward]:
-        """What the switchboard serves; nothing when there is none."""
+    async def forwards(self, machine: str) -> list[m.Forward]:
+        """What the switchboard serves of a machine; nothing when there is none."""
         import msgspec
 
         if self._line is None or self._line.ended.is_set():
             return []
-        result, _ = await self._line.ask(m.Hello())
+        result, _ = await self._line.ask(m.Hello(machine=machine))
         return msgspec.convert(result.get("forwards", []), list[m.Forward])
 
     async def connected(self) -> set[str]:
@@ -290,11 +292,14 @@ class Network:
             await self._processes.start_switchboard()
             assert self._processes.switchboard is not None  # noqa: S101 (just started)
             line = self._connected(self._processes.switchboard)
-            if self._resolvers is not None:
-                await line.ask(m.Host(resolvers=self._resolvers))
-            for plug in self._machines.values():
-                await self._stock(line, plug.host_ports)
-                _close(await line.ask(plug))
+            await line.ask(m.Host(addresses=own_addresses(), resolvers=self._resolvers))
+            for plug in list(self._machines.values()):
+                try:
+                    await self._stock(line, plug.host_ports)
+                    _close(await line.ask(plug))
+                except StateError as error:  # the others are plugged in all the same
+                    log.warning("machine %s is not in the network: %s", plug.name, error.message)
+                    self._on_event("machine.network", plug.machine, {"problem": error.message})
             if self._processes.egress is not None:
                 await self._outward()
         await self._egress.ensure()
@@ -354,7 +359,6 @@ def _plug(machine: str, name: str, identity: Identity, reach: Reach) -> m.Plug:
         access=reach.access,
         rules=reach.rules,
         host_ports=list(reach.host_ports),
-        hosts=own_addresses(),
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["HostAccess"]
 
 _STOCK: Final = 256
-_EACH: Final = 128  # of one machine
+_EACH: Final = 64  # of one address; a machine has two, and there are 256 in all
 _ACCEPTS: Final = 16
 _CLOSED: Final = 7  # TCP_CLOSE, linux/tcp.h
 _DRAIN_AGAIN: Final = 0.5

@@ -19,7 +19,6 @@ __all__ = [
     "Answer",
     "Event",
     "Forward",
-    "Forwards",
     "Hello",
     "Host",
     "Listen",
@@ -36,7 +35,7 @@ __all__ = [
     "send",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_PACKET: Final = 131_072
 MAX_FDS: Final = 64
 
@@ -50,7 +49,13 @@ class Request(Struct, frozen=True, kw_only=True, tag_field="op"):
 
 
 class Hello(Request, frozen=True, kw_only=True, tag="hello"):
-    """Who is plugged in and what is forwarded? The first question of each helper."""
+    """Which machines is somebody connected to, or else: what is forwarded to one of them?
+
+    Not to all of them: that many do not fit an answer.
+    """
+
+    machine: str | None = None
+    """Its id, where its forwarded ports are asked for."""
 
 
 class Rule(Struct, frozen=True, kw_only=True):
@@ -79,8 +84,6 @@ class Plug(Request, frozen=True, kw_only=True, tag="plug"):
     access: Access
     interface: str | None = None
     """A tap that the machine holds already, from an earlier switchboard; None: a new one."""
-    hosts: list[str] = []
-    """This computer's own addresses: whoever may not reach it may not reach those."""
     rules: list[Rule] | None = None
     """All that it may reach, within `access`; None: all that `access` permits."""
     host_ports: list[int] = []
@@ -119,7 +122,10 @@ class Unlisten(Request, frozen=True, kw_only=True, tag="unlisten"):
 
 
 class Host(Request, frozen=True, kw_only=True, tag="host"):
-    """What this computer is now, as far as it is named; with fds: sockets of its network."""
+    """What this computer is now, as far as it is named; with fds: sockets of its network.
+
+    Whoever may not reach this computer may not reach its addresses.
+    """
 
     addresses: list[str] | None = None
     resolvers: list[str] | None = None
@@ -145,8 +151,7 @@ class Plugs(Struct, frozen=True, kw_only=True):
     """Answer to `Hello`."""
 
     version: int
-    machines: list[str]
-    forwards: list[Forward]
+    forwards: list[Forward] = []
     connected: list[str] = []
     """The machines that somebody is connected to by a forwarded TCP port."""
 
@@ -161,7 +166,6 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 Asked = Hello | Plug | Unplug | Listen | Unlisten | Host | Outward | Quit
-Forwards = list[Forward]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _requests: Final = msgspec.msgpack.Decoder(Asked)

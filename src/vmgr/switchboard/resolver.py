@@ -55,8 +55,12 @@ _PENDING_EACH: Final = 256  # of one machine, so that none takes all
 _PATIENCE: Final = 2.0  # seconds for one resolver
 _TCP_PATIENCE: Final = 10.0
 _STREAMS: Final = 64  # TCP connections of machines
-_STREAMS_EACH: Final = 8
+_STREAMS_EACH: Final = 3  # of one address; a machine has two, and upstream has 8 for each family
+_QUESTION_MOST: Final = 4_096  # bytes; a name and what EDNS adds take a tenth of it
+_QUESTIONS_EACH: Final = 256  # of one connection
 _TTL: Final = 5
+_HEADER: Final = struct.Struct("!6H")
+_ADDITIONAL: Final = 4
 _RESOLV_CONF_MOST: Final = 65_536
 
 
@@ -211,11 +215,11 @@ class Resolver:
             wire: the question.
             client: the address of who asks.
         """
+        if not _asks_once(wire):
+            return b""
         try:
             query = dns.message.from_wire(wire, ignore_trailing=True)
         except (dns.exception.DNSException, ValueError):
-            return b""
-        if query.flags & dns.flags.QR or len(query.question) != 1:
             return b""
         if self._guard is not None:
             if (refusal := self._guard.refusal(client, query)) is not None:
@@ -350,6 +354,7 @@ class Resolver:
                 client.close()
                 continue
             client.settimeout(0)
+            self._streaming[address[0]] += 1
             task = self._loop.create_task(
                 self._serve_stream(client, address[0]), name="names over TCP"
             )
@@ -357,12 +362,14 @@ class Resolver:
             task.add_done_callback(self._streams.discard)
 
     async def _serve_stream(self, client: socket.socket, address: str) -> None:
-        self._streaming[address] += 1
         try:
             with client, contextlib.suppress(OSError, TimeoutError, EOFError):
                 async with asyncio.timeout(_TCP_PATIENCE):
-                    while await self._serve_question(client, address):
-                        pass
+                    for _ in range(_QUESTIONS_EACH):
+                        if not await self._serve_question(client, address):
+                            break
+                        # What is there already is read without a turn of the loop in between.
+                        await asyncio.sleep(0)
         finally:
             self._streaming[address] -= 1
             if not self._streaming[address]:
@@ -411,6 +418,18 @@ class Resolver:
                 raise EOFError
             data += part
         return data
+
+
+def _asks_once(wire: bytes) -> bool:
+    """Whether a message is one question, by its header (RFC 1035, 4.1.1) and its size alone.
+
+    EDNS is an additional record, and all that may come along: reading a thousand takes long.
+    """
+    if not _HEADER.size <= len(wire) <= _QUESTION_MOST:
+        return False
+    _, flags, questions, answers, authorities, additional = _HEADER.unpack_from(wire)
+    answered = flags >> 15
+    return (answered, questions, answers, authorities) == (0, 1, 0, 0) and additional <= _ADDITIONAL
 
 
 def _reversed(name: dns.name.Name) -> str | None:

@@ -206,13 +206,16 @@ class Switchboard:
 
     async def _do(self, request: m.Asked, fds: list[int]) -> tuple[dict[str, Any], int | None]:
         if isinstance(request, m.Hello):
-            plugs = m.Plugs(
-                version=m.VERSION, machines=list(self._machines), forwards=list(self._forwards),
-                connected=sorted({
-                    forward.machine for forward, by in self._forwards.items()
+            if request.machine is not None:
+                forwards = [f for f in self._forwards if f.machine == request.machine]
+                plugs = m.Plugs(version=m.VERSION, forwards=forwards)
+            else:
+                connected = {
+                    forward.machine
+                    for forward, by in self._forwards.items()
                     if isinstance(by, Forwarder) and by.connected
-                }),
-            )  # fmt: skip
+                }
+                plugs = m.Plugs(version=m.VERSION, connected=sorted(connected))
             return msgspec.to_builtins(plugs), None
         if isinstance(request, m.Plug):
             return await self._plug(request)
@@ -250,7 +253,6 @@ class Switchboard:
         if before is not None and _same(before.plug, plug):
             return {"interface": name}, None
         try:
-            self._know_host(plug.hosts)
             self._firewall.admit(name, plug, None if before is None else before.plug)
             self._machines[plug.machine] = _Plugged(plug, name)
             self._guard.admit(name, plug)
@@ -263,6 +265,12 @@ class Switchboard:
         except BaseException:
             if fd is not None:
                 os.close(fd)
+            if before is not None:  # what counted before counts on
+                self._machines[plug.machine] = before
+                self._names[before.plug.name] = (before.plug.address4, before.plug.address6)
+                self._firewall.admit(name, before.plug, plug)
+                self._guard.admit(name, before.plug)
+                self._host.permit([one.plug for one in self._machines.values()])
             raise
         self._names[plug.name] = (plug.address4, plug.address6)
         return {"interface": name}, fd

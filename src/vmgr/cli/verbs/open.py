@@ -25,7 +25,6 @@ EXAMPLES = """examples:
 
 _LIKELY: Final = (80, 443, 8080, 3000, 8000, 5173, 5000, 4200, 8443, 8888)
 _SECURE: Final = (443, 8443)
-_DEADLINE: Final = 20.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
-    found = choose(client().port_list(options.name), options.port)
+    helper = client()
+    ports = helper.port_list(options.name)
+    # Whoever connects to a port of a suspended machine that was asked for wakes it.
+    asleep = not any(p.open for p in ports) and (
+        helper.machine_info(options.name).status == "suspended"
+    )
+    found = choose(ports, options.port, asleep=asleep)
     if found is None:
         which = f"port {options.port}" if options.port else "any port"
         raise NotFoundError(
@@ -52,9 +57,11 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose(ports: Sequence[PortForward], wanted: int | None) -> PortForward | None:
+def choose(
+    ports: Sequence[PortForward], wanted: int | None, *, asleep: bool = False
+) -> PortForward | None:
     """The port that is meant: the one that was named, else the likeliest web server."""
-    able = [p for p in ports if p.open and p.protocol == "tcp"]
+    able = [p for p in ports if (p.open or asleep) and p.protocol == "tcp"]
     if wanted is not None:
         able = [p for p in able if p.guest_port == wanted]
     order = {port: at for at, port in enumerate(_LIKELY)}
@@ -80,12 +87,13 @@ def _show(address: str) -> None:
     if shutil.which("xdg-open") is None:
         note("vmgr: there is no xdg-open (package xdg-utils), so the browser is yours to start.")
         return
-    import asyncio
+    from vmgr.spawner import spawn_detached
 
-    from vmgr.spawner import ProcessFailedError, run
-
+    mask = os.umask(0o077)
+    os.umask(mask)
     try:
-        # This command's environment is the person's own, desktop and all.
-        asyncio.run(run(["xdg-open", address], env=dict(os.environ), deadline=_DEADLINE))
-    except (ProcessFailedError, OSError, TimeoutError):
+        # The browser may be a child of it and stays, so nobody waits for it or ends it. This
+        # command's environment is the person's own, desktop and all.
+        spawn_detached(["xdg-open", address], env=dict(os.environ), umask=mask)
+    except OSError:
         note("vmgr: the browser could not be started.")
