@@ -218,3 +218,18 @@ def test_any_file_loads_or_is_a_state_error(
         return
     for key in SETTINGS:
         config.get(key)
+
+
+def test_the_mark_is_another_one_when_the_file_is(paths: Paths) -> None:
+    marks = [Config.mark(paths)]
+    Config.load(paths).set("machine.cpus", "2")
+    marks.append(Config.mark(paths))
+    assert Config.mark(paths) == marks[-1]
+    Config.load(paths).set("machine.cpus", "3")
+    marks.append(Config.mark(paths))
+    with paths.config_file.open("a") as file:
+        file.write("# by hand\n")
+    marks.append(Config.mark(paths))
+    paths.config_file.unlink()
+    assert Config.mark(paths) == marks[0]
+    assert len(set(marks)) == 4

@@ -64,6 +64,15 @@ class Config:
         return cls(path, found, warnings)
 
     @classmethod
+    def mark(cls, paths: Paths) -> object:
+        """What is another one when the file is, or was written to; the same while it is not."""
+        try:
+            about = paths.config_file.stat()
+        except OSError as error:  # `load` says what is wrong, if that is wrong
+            return error.errno
+        return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+
+    @classmethod
     def defaults(cls, paths: Paths) -> Config:
         """All defaults, for when the file cannot be read."""
         return cls(paths.config_file, {}, [])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,15 +18,13 @@ from vmgr.errors import MachineError, UnsupportedError, VmgrError
 from vmgr.saved import SavedState, Saver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from concurrent.futures import Executor
-    from pathlib import Path
 
     from vmgr.agent import AgentChannel
     from vmgr.helper.machine import Machine
     from vmgr.vmm import Vmm
 
-__all__ = ["Captured", "capture", "captured_disk"]
+__all__ = ["Captured", "capture", "let_go_on"]
 
 _THAW_DEADLINE: Final = 30.0
 
@@ -94,7 +91,7 @@ async def capture(
             if copy is not None:
                 await copy.start()
             used = await saver.save()
-            keys = list(row.resync_keys if machine.row is row else machine.row.resync_keys)
+            keys = list(machine.row.resync_keys)
             done = True
         finally:
             if go_on or not done:
@@ -130,14 +127,3 @@ async def let_go_on(machine: Machine, vmm: Vmm, channel: AgentChannel) -> None:
     except (VmgrError, TimeoutError) as error:
         if vmm.running:
             log.warning("machine %s does not go on: %s", machine.name, error)
-
-
-@contextlib.asynccontextmanager
-async def captured_disk(path: Path, executor: Executor) -> AsyncIterator[int]:
-    """The fd of a fresh disk's file for `capture`; what is in it is on the disk at the end."""
-    loop = asyncio.get_running_loop()
-    fd = await loop.run_in_executor(executor, os.open, path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

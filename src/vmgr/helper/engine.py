@@ -7,6 +7,7 @@ Who changes a machine's status here holds its lock, but for `kill` and the watch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Final, cast
@@ -78,6 +79,7 @@ class Engine:
         self._helper = helper
         self._on_end = on_end
         self._probes = ProbeCache(services.paths.probes)
+        self._counter_khz: int | None = None
         self._plugging = Plugging(helper)
         self.suspending = Suspending(services)
         self.starting = Starting(services, helper, self, self._plugging, self.suspending)
@@ -110,11 +112,12 @@ class Engine:
 
     async def counter_khz(self) -> int | None:
         """How fast the counter counts by which emulated machines tell the time."""
-        try:
-            agent = find_agent()
-        except VmgrError:
-            return None
-        return await counter_khz(agent, self._probes, self._services.executors.files)
+        if self._counter_khz is None:
+            with contextlib.suppress(VmgrError):  # there is no agent, as who starts one will see
+                self._counter_khz = await counter_khz(
+                    find_agent(), self._probes, self._services.executors.files
+                )
+        return self._counter_khz
 
     async def known_accelerator(self) -> Accelerator:
         """The same, without building a kernel to prove it with."""

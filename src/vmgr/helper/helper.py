@@ -69,6 +69,7 @@ class Helper:
         self._started_at = time.time()
         self._started = time.monotonic()
         self._notices: list[str] = []
+        self._settings: tuple[object, Config] | None = None
         services = Services(paths, self.executors, self.store, self.events)
         self.network = Network(
             paths,
@@ -193,7 +194,14 @@ class Helper:
         Raises:
             StateError: the file has a mistake.
         """
-        return await self.with_config(lambda config: config)
+        return await self.executors.in_files(self._current_settings)
+
+    def _current_settings(self) -> Config:
+        """Read once for each state of the file: a start asks for them a dozen times."""
+        mark = Config.mark(self.paths)
+        if self._settings is None or self._settings[0] != mark:
+            self._settings = (mark, Config.load(self.paths))
+        return self._settings[1]
 
     async def qemu_version(self) -> str | None:
         """The version of the QEMU that machines would run in."""

@@ -206,17 +206,7 @@ class Switchboard:
 
     async def _do(self, request: m.Asked, fds: list[int]) -> tuple[dict[str, Any], int | None]:
         if isinstance(request, m.Hello):
-            if request.machine is not None:
-                forwards = [f for f in self._forwards if f.machine == request.machine]
-                plugs = m.Plugs(version=m.VERSION, forwards=forwards)
-            else:
-                connected = {
-                    forward.machine
-                    for forward, by in self._forwards.items()
-                    if isinstance(by, Forwarder) and by.connected
-                }
-                plugs = m.Plugs(version=m.VERSION, connected=sorted(connected))
-            return msgspec.to_builtins(plugs), None
+            return msgspec.to_builtins(self._plugs(request.machine)), None
         if isinstance(request, m.Plug):
             return await self._plug(request)
         if isinstance(request, m.Unplug):
@@ -234,6 +224,17 @@ class Switchboard:
         elif isinstance(request, m.Unlisten) and request.forward in self._forwards:
             self._forwards.pop(request.forward).close()
         return {}, None
+
+    def _plugs(self, machine: str | None) -> m.Plugs:
+        if machine is not None:
+            forwards = [f for f in self._forwards if f.machine == machine]
+            return m.Plugs(version=m.VERSION, forwards=forwards)
+        connected = {
+            forward.machine
+            for forward, by in self._forwards.items()
+            if isinstance(by, Forwarder) and by.connected
+        }
+        return m.Plugs(version=m.VERSION, connected=sorted(connected))
 
     # -- machines --------------------------------------------------------------------------------
 
