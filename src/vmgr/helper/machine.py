@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -21,11 +21,10 @@ from vmgr.api.models import MachineInfo, NetworkInfo, VmmInfo
 from vmgr.errors import VmgrError, WrongStateError
 from vmgr.machine.lifecycle import check_permits, next_status
 from vmgr.network.addresses import DOMAIN, identity_of
+from vmgr.saved.files import disk_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-    from typing import Self
 
     from vmgr.agent import AgentChannel, AgentHello
     from vmgr.api.models import Denied, MachineStatus, NetworkAccess, PortForward, SandboxLevel
@@ -55,23 +54,6 @@ class Services:
     executors: Executors
     store: Store
     events: EventBus
-
-
-class FileIdentity(NamedTuple):
-    """A file as it is: whatever is written to it afterwards, it is another."""
-
-    inode: int
-    size: int
-    changed_at: int
-
-    @classmethod
-    def of(cls, path: Path) -> Self | None:
-        """That of the file there; None where there is none. Blocks."""
-        try:
-            status = path.stat()
-        except OSError:
-            return None
-        return cls(status.st_ino, status.st_size, status.st_ctime_ns)
 
 
 class Machine:
@@ -110,8 +92,8 @@ class Machine:
         self.used_at = time.monotonic()
         self.wants_host_keys = False
         """It has an SSH server without host keys."""
-        self.disk_made: FileIdentity | None = None
-        """Which file its disk was when we made it; None: not known."""
+        self._disk_made: str | None = None
+        """What its disk's file was like when we made it; None: not known."""
         self.saved_whole = False
         """Its memory is on disk; that its VMM ends now is no loss."""
         if row.status in _WITHOUT_VMM:
@@ -119,12 +101,18 @@ class Machine:
 
     async def note_disk(self) -> None:
         """Its disk has just been made."""
-        self.disk_made = await self._services.executors.in_files(FileIdentity.of, self.paths.disk)
+        self._disk_made = await self._services.executors.in_files(self._disk_mark)
 
     async def has_disk_as_made(self) -> bool:
         """Whether nobody has touched its disk since we made it."""
-        there = await self._services.executors.in_files(FileIdentity.of, self.paths.disk)
-        return there is not None and there == self.disk_made
+        there = await self._services.executors.in_files(self._disk_mark)
+        return there is not None and there == self._disk_made
+
+    def _disk_mark(self) -> str | None:
+        try:
+            return disk_mark(self.paths.disk)
+        except OSError:
+            return None
 
     @property
     def name(self) -> str:

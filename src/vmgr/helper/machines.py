@@ -122,8 +122,9 @@ class Machines:
         return [(m.name, m.row.image_digest, m.row.disk_bytes) for m in self._machines.values()]
 
     def kernel_users(self) -> Iterable[str]:
-        """The kernel bundles that saved machines go on with."""
-        return [m.row.kernel_digest for m in self._machines.values() if m.row.kernel_digest]
+        """The kernel bundles that machines go on with; one that is stopped takes the newest."""
+        machines = [m for m in self._machines.values() if m.status != "stopped"]
+        return [m.row.kernel_digest for m in machines if m.row.kernel_digest]
 
     async def infos(self) -> list[MachineInfo]:
         """All machines, oldest first."""
