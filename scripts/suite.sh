@@ -26,7 +26,7 @@ readonly -a ordinary_part=(
 
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
 run_suite() {
-  local failed=0
+  local failed=0 failures
   if (($#)); then
     set_up dev test
     exec .venv/bin/python -m pytest "$@"
@@ -35,10 +35,16 @@ run_suite() {
   say 'tests of the agent'
   cargo_in_agent test --locked --quiet </dev/null || failed=1
   say 'tests'
+  failures=$(mktemp)
+  export VMGR_TEST_FAILURES=$failures
   .venv/bin/python -m pytest --durations=30 --durations-min=5 </dev/null || failed=1
   if ((EUID == 0)); then
+    chmod 666 "$failures"
     run_as_ordinary_user || failed=1
   fi
+  # What failed is far up by now.
+  cat "$failures" >&2
+  rm -f "$failures"
   ((failed == 0)) || die 'there are failed tests'
 }
 
@@ -65,7 +71,7 @@ run_as_ordinary_user() (
   # How to reach the network (proxies, certificates, pip's settings) is the only thing passed on.
   for name in $(compgen -e); do
     case $name in
-      CI | LANG | LC_ALL | PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY)
+      CI | LANG | LC_ALL | VMGR_TEST_FAILURES | PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY)
         environment+=("$name=${!name}")
         ;;
     esac

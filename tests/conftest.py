@@ -261,8 +261,8 @@ def pytest_configure() -> None:
 def no_child_outlives_its_test() -> Iterator[None]:
     """A test that fails half-way must not fail others by what it had started.
 
-    A `Popen` whose process is not reaped is a warning, so an error, in whichever test it is
-    collected in; its zombie is seen by tests that count this process's children.
+    A `Popen` whose process is not reaped or whose pipes are open is a warning, so an error, in
+    whichever test it is collected in; its zombie is seen by tests that count our children.
     """
     before = children()
     yield
@@ -271,6 +271,10 @@ def no_child_outlives_its_test() -> Iterator[None]:
             if isinstance(process, subprocess.Popen) and process.pid in left:
                 process.kill()
                 process.wait(30)
+                for pipe in (process.stdin, process.stdout, process.stderr):
+                    if pipe is not None:
+                        with contextlib.suppress(BrokenPipeError):  # what was not flushed
+                            pipe.close()
 
 
 def short_directory() -> Path:
@@ -384,6 +388,19 @@ def machine(module_home: Home) -> str:
     module_home.vmgr("create", name, "--image", "debian")
     module_home.vmgr("start", name)
     return name
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Write down why tests failed, for scripts/suite.sh, which says it once more at its very end."""
+    path = os.environ.get("VMGR_TEST_FAILURES")
+    failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+    if not path or not failed:
+        return
+    with Path(path).open("a", encoding="utf-8") as file:
+        for report in failed:
+            file.write(f"{report.nodeid} ({report.when})\n")
+            errors = [line for line in report.longreprtext.splitlines() if line.startswith("E  ")]
+            file.writelines(f"  {line[:300]}\n" for line in errors[:12])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -123,13 +124,46 @@ def test_the_clock_is_the_hosts_when_it_goes_on(counting: Home) -> None:
 
 def test_a_command_that_comes_while_it_is_being_suspended(counting: Home) -> None:
     home = counting
+    before = home.last_event()
     suspending = home.start("suspend", "web")
+    home.wait_for_event("machine.status", before, after="suspending")
     users = [home.start("exec", "web", "--", "cat", "/etc/kept") for _ in range(6)]
     for user in users:
         out, errors = user.communicate(timeout=60)
         assert (user.returncode, out) == (0, b"disk\n"), errors
     suspending.communicate(timeout=60)
     goes_on(home)
+
+
+def test_a_command_that_runs_goes_on_with_its_machine(counting: Home) -> None:
+    """Its client is told how to come back to it; nothing of what it says is lost."""
+    home = counting
+    script = "echo first; read line; echo $line; exit 7"
+    user = home.start("exec", "web", "--", "sh", "-c", script)
+    assert user.stdout is not None
+    assert user.stdout.readline() == b"first\n"
+    home.vmgr("suspend", "web")
+    _, errors = user.communicate(timeout=60)
+    (job,) = re.findall(rb"vmgr attach web (\d+)", errors)
+    assert user.returncode == 125
+    assert errors.startswith(b"vmgr: machine web was suspended, with the command in it.\n")
+    back = home.vmgr("attach", "web", job.decode(), stdin=b"second\n", check=False)
+    # What the first client had not yet acknowledged comes once more.
+    assert (back.returncode, back.stdout) == (7, b"first\nsecond\n"), back.stderr
+    goes_on(home)
+
+
+def test_the_machine_of_a_run_is_not_suspended(quick_home: Home) -> None:
+    home = quick_home
+    run = home.start("run", *SMALL, "debian-minimal", "--", "sh", "-c", "echo up; cat")
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"up\n"
+    (machine,) = home.json("ls")
+    refused = home.vmgr("suspend", machine["name"], check=False)
+    assert refused.returncode == 1
+    assert b"belongs to a `vmgr run`, so it cannot be suspended" in refused.stderr
+    run.communicate(timeout=60)
+    assert run.returncode == 0
 
 
 # -- other commands --------------------------------------------------------------------------------

@@ -178,6 +178,11 @@ class Machine:
             "machine.status", self.name, before=before, after=after, reason=reason
         )
 
+    @property
+    def is_saved(self) -> bool:
+        """It is suspended, or its VMM is ended for that and nothing can come between."""
+        return self.saved_whole or self.status == "suspended"
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """While a command is being started in it: so long it is not suspended."""

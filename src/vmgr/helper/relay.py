@@ -6,10 +6,10 @@ it, the agent grants credit for input, and both grants pass through as they are.
 How a relay ends decides what becomes of the job:
 
 - the job ended and the client has been told: its record in the machine is dropped once the client
-has
-  closed its end (its receipt);
+  has closed its end (its receipt);
 - the client went without a word: the job is hung up;
 - the client detached: the job goes on;
+- the machine was suspended: the job goes on with it, and the client is told how to come back;
 - the helper stops or dies: the job goes on and waits for the client to attach again.
 """
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from vmgr.agent import Job, JobExit
+    from vmgr.helper.machine import Machine
 
 __all__ = ["JobRelay", "RelayEnd", "exit_result"]
 
@@ -59,11 +60,20 @@ class JobRelay:
 
     Args:
         detached: the job was started to go on without its client.
+        machine: where the job runs, of one that can be suspended.
     """
 
-    def __init__(self, socket: web.WebSocketResponse, *, detached: bool = False) -> None:
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        *,
+        detached: bool = False,
+        machine: Machine | None = None,
+    ) -> None:
         self._socket = socket
         self._detached = detached
+        self._machine = machine
+        self._job: Job | None = None
         # Bounded by the credit windows: at most two windows of data and a few messages.
         self._outgoing: asyncio.Queue[bytes | streams.FromHelper] = asyncio.Queue()
         self._machine_gone = False
@@ -73,7 +83,7 @@ class JobRelay:
     # -- the job's sink, called by the agent channel ------------------------------------------
 
     def started(self, job: Job) -> None:
-        """Nothing to do: whoever asked for the job has it."""
+        self._job = job
 
     def data(self, flow: int, data: bytes) -> None:
         self._outgoing.put_nowait(bytes((flow,)) + data)
@@ -89,12 +99,19 @@ class JobRelay:
 
     def failed(self, error: VmgrError) -> None:
         self._machine_gone = True
+        if self._job is not None and self._machine is not None and self._machine.is_saved:
+            name = self._machine.name
+            error = AgentError(
+                f"machine {name} was suspended, with the command in it",
+                next_step=f"go on with both: vmgr attach {name} {self._job.id}",
+            )
         self._outgoing.put_nowait(streams.Failed(error=error_body(error)))
 
     # -- the relay -------------------------------------------------------------------------
 
     async def run(self, job: Job, started: streams.Started) -> RelayEnd:
         """Relay until the job or the client ends."""
+        self._job = job
         try:
             await self._send(started)
         except ConnectionError:  # it has gone while the job was started

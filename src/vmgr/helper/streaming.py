@@ -46,7 +46,7 @@ class Streaming:
         async with self._reporting(socket):
             start = await _first(socket, streams.Start)
             machine = self._helper.machines.get(call.path["machine"])
-            relay = JobRelay(socket, detached=start.spec.detached)
+            relay = JobRelay(socket, detached=start.spec.detached, machine=machine)
             with machine.used():
                 job = await self._helper.machines.exec(machine, start.spec, relay)
             with machine.used():
@@ -59,7 +59,7 @@ class Streaming:
             if not all(0 <= offset <= _OFFSET_MAX for offset in received):
                 raise UsageError("an offset is not one of a stream")
             machine = self._helper.machines.get(call.path["machine"])
-            relay = JobRelay(socket)
+            relay = JobRelay(socket, machine=machine)
             channel = await self._helper.machines.channel(machine)
             job = await channel.attach(
                 job_number(call),

@@ -13,7 +13,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from vmgr.errors import MachineError, StateError, VmgrError
+from vmgr.errors import MachineError, StateError, VmgrError, WrongStateError
 from vmgr.helper.capturing import capture, let_go_on
 from vmgr.saved import files
 
@@ -40,10 +40,15 @@ class Suspending:
         """Save a running machine and end its VMM; the caller holds its lock.
 
         Raises:
-            WrongStateError: it does not run.
+            WrongStateError: it does not run, or is to be removed with its command.
             ResourceError, MachineError, StateError: it could not be saved, and goes on.
         """
         machine.require("suspend")
+        if machine.row.ephemeral:
+            raise WrongStateError(
+                f"machine {machine.name} belongs to a `vmgr run`, so it cannot be suspended",
+                next_step="make one to keep: vmgr create NAME",
+            )
         vmm, channel = machine.vmm, await machine.ready_channel()
         if vmm is None:
             raise MachineError(f"machine {machine.name} has no VMM")
