@@ -391,7 +391,7 @@ def machine(module_home: Home) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Write down why tests failed, for scripts/suite.sh, which says it once more at its very end."""
+    """Write down why tests failed, for scripts/suite.sh, which says it at its very end."""
     path = os.environ.get("VMGR_TEST_FAILURES")
     failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
     if not path or not failed:

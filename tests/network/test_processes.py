@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,18 @@ def sleeper(owner: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "1000"], env={"PATH": os.environ["PATH"], MARK: owner})
 
 
+def wait_until_loaded(pid: int) -> None:
+    """Until a holder that is ready sleeps: before, `sleep` opens its libraries."""
+    deadline, proc = time.monotonic() + 30, Path(f"/proc/{pid}")
+    while "libc" not in (proc / "maps").read_text() or len([*(proc / "fd").iterdir()]) > 3:
+        assert time.monotonic() < deadline, "it keeps open what it was not given"
+
+
 async def test_the_holder_is_locked_in_and_may_nothing(paths: Paths) -> None:
     network = NetworkProcesses(paths, only_namespaces)
     holder = await network.ensure_holder()
     assert await network.ensure_holder() is holder
+    await asyncio.to_thread(wait_until_loaded, holder.pid)
     seen, own = look(holder.pid), look(os.getpid())
     for name in ("user", "mnt", "pid", "ipc", "net", "uts"):
         assert seen.namespaces[name] != own.namespaces[name]
