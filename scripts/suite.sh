@@ -26,7 +26,7 @@ readonly -a ordinary_part=(
 
 # run_suite: everything. run_suite ARGUMENT...: only pytest, with these.
 run_suite() {
-  local failed=0 failures
+  local failed=0
   if (($#)); then
     set_up dev test
     exec .venv/bin/python -m pytest "$@"
@@ -34,29 +34,48 @@ run_suite() {
   set_up dev rust test
   say 'tests of the agent'
   cargo_in_agent test --locked --quiet </dev/null || failed=1
-  say 'tests'
-  failures=$(mktemp)
-  export VMGR_TEST_FAILURES=$failures
-  .venv/bin/python -m pytest --durations=30 --durations-min=5 </dev/null || failed=1
+  suite_files=$(mktemp --directory)
+  trap end_suite EXIT
+  export VMGR_TEST_FAILURES=$suite_files/failures
+  : >"$VMGR_TEST_FAILURES"
   if ((EUID == 0)); then
-    chmod 666 "$failures"
-    run_as_ordinary_user || failed=1
+    make_ordinary_user
+    # Beside the first tests of root, which compute, and wait for package mirrors.
+    say "tests as an ordinary user ($test_user) run meanwhile; what they say comes at the end"
+    run_as_ordinary_user >"$suite_files/ordinary" 2>&1 &
+    ordinary=$!
+  fi
+  say 'tests'
+  .venv/bin/python -m pytest --durations=30 --durations-min=5 </dev/null || failed=1
+  if [[ -n $ordinary ]]; then
+    wait "$ordinary" || failed=1
+    ordinary=
+    say "tests as an ordinary user ($test_user, made for this and removed after it)"
+    cat "$suite_files/ordinary"
   fi
   # What failed is far up by now.
-  cat "$failures" >&2
-  rm -f "$failures"
+  cat "$VMGR_TEST_FAILURES" >&2
   ((failed == 0)) || die 'there are failed tests'
 }
 
-# In a subshell, so that its trap is its own.
-run_as_ordinary_user() (
-  local home copy name left
-  local -a environment=()
-  exec {suite_lock}>/run/lock/vmgr-test.lock
-  flock "$suite_lock"
+ordinary=   # the tests as an ordinary user, while they run
+suite_lock= # held while there is such a user
+suite_files=
+
+end_suite() {
+  # Also after an interrupt, which what runs in the background has not seen.
+  [[ -z $ordinary ]] || kill "$ordinary" 2>/dev/null || true
+  [[ -z $suite_lock ]] || remove_test_user
+  rm -rf -- "$suite_files"
+}
+
+# A user for this run, with a copy of the checkout as it is before root's tests use it.
+make_ordinary_user() {
+  local home copy lock
+  exec {lock}>/run/lock/vmgr-test.lock
+  flock "$lock"
+  suite_lock=$lock
   remove_test_user
-  say "tests as an ordinary user ($test_user, made for this and removed after it)"
-  trap remove_test_user EXIT
   useradd --create-home --shell /bin/bash --comment "$test_user_mark" "$test_user"
   home=$(getent passwd "$test_user" | cut -d: -f6)
   copy=$home/vmgr
@@ -68,7 +87,14 @@ run_as_ordinary_user() (
   cp agent/target/release/vmgr-agent "$copy/agent/target/release/"
   cp "$state/agent" "$copy/.dev/"
   chown -R "$test_user:" "$home"
-  # How to reach the network (proxies, certificates, pip's settings) is the only thing passed on.
+  chmod 666 "$VMGR_TEST_FAILURES"
+  chmod 711 "$suite_files"
+}
+
+run_as_ordinary_user() {
+  local home name left
+  local -a environment=()
+  # How to reach the network (proxies, certificates, pip's settings) is all that is passed on.
   for name in $(compgen -e); do
     case $name in
       CI | LANG | LC_ALL | VMGR_TEST_FAILURES | PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY)
@@ -76,7 +102,8 @@ run_as_ordinary_user() (
         ;;
     esac
   done
-  cd "$copy"
+  home=$(getent passwd "$test_user" | cut -d: -f6)
+  cd "$home/vmgr"
   setpriv --reuid="$test_user" --regid="$test_user" --init-groups -- \
     env --ignore-environment "${environment[@]}" HOME="$home" USER="$test_user" \
     LOGNAME="$test_user" SHELL=/bin/bash PATH=/usr/local/bin:/usr/bin:/bin \
@@ -88,7 +115,7 @@ run_as_ordinary_user() (
     printf 'dev: the tests left these processes of %s running:\n%s\n' "$test_user" "$left" >&2
     return 1
   fi
-)
+}
 
 # Removes the user, its processes and its files; only one that this script made.
 remove_test_user() {

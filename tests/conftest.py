@@ -291,8 +291,12 @@ def shared_images() -> tuple[Path, Path]:
     builder = Home(short_directory(), data, cache)
     try:
         # scripts/suite.sh names fewer where the tests are few.
-        for recipe in os.environ.get("VMGR_TEST_IMAGES", "debian debian-minimal").split():
-            builder.vmgr("image", "build", recipe, deadline=900)
+        recipes = os.environ.get("VMGR_TEST_IMAGES", "debian debian-minimal").split()
+        builds = {r: builder.start("image", "build", r, stderr=subprocess.STDOUT) for r in recipes}
+        for recipe, build in builds.items():
+            said, _ = build.communicate(timeout=900)
+            if build.returncode != 0:
+                pytest.fail(f"{recipe} is not built: {said.decode(errors='replace')}")
     finally:
         builder.close()
     return data, cache
