@@ -40,6 +40,11 @@ for address in ADDRESSES:
     threading.Thread(target=serve, args=(address,)).start()
 print("ready", flush=True)
 """
+ECHO = """
+use Socket; $| = 1;
+socket(my $l, PF_INET, SOCK_STREAM, 0); bind($l, sockaddr_in(4444, INADDR_ANY)); listen($l, 5);
+print "ready\\n"; accept(my $c, $l); while (sysread($c, my $line, 100)) { syswrite($c, $line) }
+"""
 SAY = "exec 3<>/dev/tcp/{}/80 && cat <&3"
 
 
@@ -136,6 +141,37 @@ def test_a_machine_cannot_speak_under_another_address(world: Talking) -> None:
     mac = "ip link set eth0 address 02:00:00:00:00:77; ping -c 1 -W 1 198.19.0.1"
     world.vmgr("exec", "n", "--", "sh", "-c", mac, check=False)  # it harms nobody else
     world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
+
+
+def test_what_others_have_open_to_a_machine_ends_with_its_permission(world: Talking) -> None:
+    serving = world.start("exec", "b", "--", "perl", "-e", ECHO)
+    assert serving.stdout is not None
+    assert serving.stdout.readline() == b"ready\n"
+    b = world.json("info", "b")["network"]["address"]
+    script = f"exec 3<>/dev/tcp/{b}/4444; "
+    script += 'while read line; do echo "$line" >&3; '
+    script += 'read -t 60 answer <&3 || answer=$?; echo "$answer"; done'
+    user = world.start("exec", "a", "--", "bash", "-c", script, bufsize=0)
+    assert user.stdin is not None
+    assert user.stdout is not None
+
+    def answer(word: bytes) -> bytes:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        user.stdin.write(word + b"\n")
+        return user.stdout.readline()
+
+    try:
+        assert answer(b"one") == b"one\n"
+        world.vmgr("net", "set", "b", "--host-access", "4445")  # another change: it goes on
+        assert answer(b"two") == b"two\n"
+        world.vmgr("net", "set", "b", "--net", "internet")
+        assert answer(b"three") == b"1\n", "refused; what is kept waiting ends with 142"
+    finally:
+        world.vmgr("net", "set", "b", "--net", "full", "--host-access", "none")
+        for process in (user, serving):
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("victims", [["switchboard"], ["egress"], ["helper"],

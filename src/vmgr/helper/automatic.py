@@ -80,6 +80,8 @@ class _Followed:
     """What an earlier helper opened has not been looked at."""
     private: set[Key] = field(default_factory=set)
     """What leads through the agent."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a port is opened or closed: one may have to give way while it is being opened."""
     limited: bool = False
     tokens: float = _BURST
     counted: float = 0.0
@@ -236,7 +238,8 @@ class Automatic:
                 self._limit(machine, state)
                 break
             await self._allowance(state)
-            await self._open(machine, state, key, wanted[key])
+            async with state.changing:
+                await self._open(machine, state, key, wanted[key])
         machine.automatic = [_shown(key, opened) for key, opened in sorted(
             state.opened.items(), key=lambda item: item[0][::-1]
         )]  # fmt: skip
@@ -259,10 +262,11 @@ class Automatic:
             log.warning("machine %s listens on more than %d ports", machine.name, _MOST)
 
     async def _close(self, machine: Machine, state: _Followed, key: Key) -> None:
-        if (opened := state.opened.pop(key, None)) is None:
-            return  # it has just given way to one that was asked for
-        for forward in opened.forwards:
-            await self._serving.unserve(forward)
+        async with state.changing:
+            if (opened := state.opened.pop(key, None)) is None:
+                return  # it has just given way to one that was asked for
+            for forward in opened.forwards:
+                await self._serving.unserve(forward)
         self._helper.events.publish(
             "port.closed", machine.name, port=opened.host_port, guest_port=key[1],
             protocol=key[0], automatic=True,

@@ -8,6 +8,8 @@ a machine not to start.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 from typing import TYPE_CHECKING, Final
@@ -58,7 +60,9 @@ class Ports:
 
     async def list(self, machine: Machine) -> list[PortForward]:
         """A machine's ports, and whether each is served now."""
-        served = await self._serving.served(machine)
+        served: set[Forward] = set()
+        with contextlib.suppress(VmgrError):  # the switchboard went, and all it served with it
+            served = await self._serving.served(machine)
         return [
             *(
                 msgspec.structs.replace(
@@ -136,7 +140,13 @@ class Ports:
             is_open = not machine.stopped.is_set()
             if is_open:
                 await self._open(machine, port)
-            await machine.save(ports=[*machine.row.ports, port])
+            try:
+                await machine.save(ports=[*machine.row.ports, port])
+            except BaseException:  # what is not written down is not there
+                if is_open:
+                    for forward in self._forwards(machine, port):
+                        await asyncio.shield(self._serving.unserve(forward))
+                raise
         self.automatic.again(machine)  # it need not appear under another number as well
         return msgspec.structs.replace(port, open=is_open)
 

@@ -16,7 +16,7 @@ from vmgr.switchboard import messages as m
 from vmgr.switchboard.datagrams import DatagramForwarder
 from vmgr.switchboard.denials import Denials
 from vmgr.switchboard.firewall import EGRESS, Firewall, FirewallError, mark_of
-from vmgr.switchboard.flows import forget_flows
+from vmgr.switchboard.flows import forget_flows, forget_flows_to
 from vmgr.switchboard.forwarder import Connection, Forwarder
 from vmgr.switchboard.guard import Guard
 from vmgr.switchboard.hostaccess import HostAccess
@@ -263,6 +263,8 @@ class Switchboard:
             else:  # what is open is judged anew
                 self._names.pop(before.plug.name, None)
                 forget_flows(mark_of(name))
+                for address in (plug.address4, plug.address6):  # others' connections to it
+                    forget_flows_to(address)
         except BaseException:
             if fd is not None:
                 os.close(fd)

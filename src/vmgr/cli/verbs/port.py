@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json, table
 from vmgr.cli.parser import Parser, machine_argument, port
+from vmgr.errors import NotFoundError
 
 if TYPE_CHECKING:
     import argparse
@@ -52,8 +54,13 @@ def execute(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     helper = client()
-    names = [options.name] if options.name else [one.name for one in helper.machine_list()]
-    found = [(name, port) for name in names for port in helper.port_list(name)]
+    if options.name:
+        found = [(options.name, port) for port in helper.port_list(options.name)]
+    else:
+        found = []
+        for name in [one.name for one in helper.machine_list()]:
+            with contextlib.suppress(NotFoundError):  # removed meanwhile
+                found += [(name, port) for port in helper.port_list(name)]
     if options.json:
         import msgspec
 
