@@ -45,6 +45,19 @@ while (defined(my $from = $sock->recv(my $data, 65535))) { $sock->send("echo $da
 """
 
 
+# Opens and closes a port until its input ends, as often as it can; then leaves it open.
+FLAP = """
+use IO::Socket::IP; use IO::Select; $| = 1; print "listening\\n";
+my ($stop, $sock, $turns) = (IO::Select->new(\\*STDIN), undef, 0);
+until ($turns > 400 && $stop->can_read(0)) {
+  close $sock if $sock; $turns++;
+  $sock = IO::Socket::IP->new(LocalHost => "127.0.0.1", LocalPort => $ARGV[0], Listen => 1,
+      ReuseAddr => 1) or die $@;
+}
+print "done\\n"; sleep 1000;
+"""
+
+
 @pytest.fixture(scope="module")
 def world(module_home: Home) -> Home:
     module_home.vmgr("create", "a", "--image", "debian-minimal", "--start", *SMALL)
@@ -237,6 +250,52 @@ def test_a_machine_that_opens_thousands_opens_a_hundred(world: Home) -> None:
         world.vmgr("exec", "a", "--", "true")
     world.vmgr("config", "set", "ports.auto", "off")
     world.vmgr("config", "unset", "ports.auto")
+
+
+def test_a_port_that_comes_and_goes_all_the_time_is_followed_within_bounds(world: Home) -> None:
+    """Nothing of the helper's is spent on it beyond its share, and other ports are served."""
+    flapping, port = free_port(), free_port()
+    with inside(world, FLAP, flapping) as process, inside(world, SERVE, "tcp", ALL, port):
+        assert process.stdin is not None
+        wait_for(world, "port.opened", port)
+        assert ask("127.0.0.1", port) == "machine got: question"
+        process.stdin.close()
+        assert read_line(process) == "done"
+        assert ask("127.0.0.1", port) == "machine got: question"
+        # In the end what is there is what is shown.
+        deadline = time.monotonic() + 60
+        while flapping not in {p["guest_port"] for p in world.json("port", "ls", "a")}:
+            assert time.monotonic() < deadline
+    wait_for(world, "port.closed", port)
+    told = 0
+    with follow(world) as following:
+        assert following.stdout is not None
+        for line in following.stdout:
+            data = json.loads(line)["data"]
+            told += data.get("guest_port") == flapping
+            if b'"port.closed"' in line and data["guest_port"] == port:
+                break
+        following.kill()
+    assert 2 <= told < 400, "it changed 400 times at least, and each time was two changes"
+
+
+def test_a_number_that_was_taken_meanwhile_is_told_and_shown(world: Home) -> None:
+    """Another program took it while the machine did not run."""
+    port, host_port = free_port(), free_port()
+    world.vmgr("port", "add", "a", f"{host_port}:{port}")
+    world.vmgr("stop", "a")
+    with socket.create_server(("127.0.0.1", host_port)):
+        since = world.last_event()
+        world.vmgr("start", "a")
+        event = world.wait_for_event("port.failed", since, port=host_port)
+        assert f"port {host_port} of 127.0.0.1 cannot be had" in event["data"]["problem"]
+        (shown,) = [p for p in world.json("port", "ls", "a") if p["host_port"] == host_port]
+        assert not shown["open"]
+    world.vmgr("port", "rm", "a", f"{host_port}:{port}")
+    world.vmgr("port", "add", "a", f"{host_port}:{port}")
+    with inside(world, SERVE, "tcp", ALL, port):
+        assert ask("127.0.0.1", host_port) == "machine got: question"
+    world.vmgr("port", "rm", "a", f"{host_port}:{port}")
 
 
 def test_connections_end_with_the_machine(world: Home) -> None:
