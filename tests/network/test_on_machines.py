@@ -30,6 +30,12 @@ INTERNET, LAN, HOST = "203.0.113.1", "192.168.77.1", "192.168.77.2"
 PUBLIC = "203.0.113.9"  # the host's own, and no private one
 LISTENER = """
 import socket, threading
+def echo(address):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 80))
+    while True:
+        data, client = sock.recvfrom(65535)
+        sock.sendto(data, client)
 def serve(address):
     listening = socket.create_server((address, 80))
     while True:
@@ -37,6 +43,7 @@ def serve(address):
         client.sendall(f"hello from {address}".encode())
         client.close()
 for address in ADDRESSES:
+    threading.Thread(target=echo, args=(address,)).start()
     threading.Thread(target=serve, args=(address,)).start()
 print("ready", flush=True)
 """
@@ -50,6 +57,8 @@ SAY = "exec 3<>/dev/tcp/{}/80 && cat <&3"
 
 class Talking(NetworkedHome):
     """Its machines connect to what serves port 80."""
+
+    internet: int = 0
 
     def says(self, machine: str, address: str) -> tuple[int, str]:
         done = self.vmgr(
@@ -83,7 +92,7 @@ def world(shared_images: tuple[Path, Path]) -> Iterator[Talking]:
                 LISTENER.replace("ADDRESSES", repr(addresses)),
             )  # fmt: skip
         home = Talking(short_directory(), *shared_images)
-        home.host = host.pid
+        home.host, home.internet = host.pid, internet.pid
         # The kernel bundle is built with the outer network, where the mirrors are.
         builder = Home(short_directory(), *shared_images)
         stack.callback(builder.close)
@@ -141,6 +150,19 @@ def test_a_machine_cannot_speak_under_another_address(world: Talking) -> None:
     mac = "ip link set eth0 address 02:00:00:00:00:77; ping -c 1 -W 1 198.19.0.1"
     world.vmgr("exec", "n", "--", "sh", "-c", mac, check=False)  # it harms nobody else
     world.vmgr("exec", "a", "--", "ping", "-c", "1", "-W", "30", "b")
+
+
+def test_what_is_larger_than_the_path_takes_arrives(world: Talking) -> None:
+    """A VPN's path, say: what a machine sends knows nothing of it."""
+    ask = "use IO::Socket::INET; my $s = IO::Socket::INET->new(Proto => 'udp', PeerAddr => "
+    ask += f"'{INTERNET}:80'); $s->send('x' x 1472); $s->recv(my $d, 9999); print length($d)"
+    for mtu in (1280, 1500):
+        for pid, name in ((world.host, "up0"), (world.internet, "down0")):
+            enter = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+            subprocess.run([*enter, "ip", "link", "set", name, "mtu", str(mtu)], check=True)
+        answer = world.vmgr("exec", "a", "--", "timeout", "60", "perl", "-e", ask, check=False)
+        assert answer.stdout == b"1472", (mtu, answer)
+        assert world.says("a", INTERNET) == (0, f"hello from {INTERNET}")
 
 
 def test_what_others_have_open_to_a_machine_ends_with_its_permission(world: Talking) -> None:
