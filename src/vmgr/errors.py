@@ -161,6 +161,12 @@ class StateError(VmgrError):
     code = "bad-state"
 
 
+class UnfitStateError(StateError):
+    """What was saved is missing, damaged, or does not fit any more: trying again is of no use."""
+
+    code = "unfit-state"
+
+
 class HelperUnavailableError(VmgrError):
     """The helper can neither be reached nor started."""
 
@@ -179,7 +185,7 @@ _BY_CODE: dict[str, type[VmgrError]] = {
     for cls in (
         UsageError, NotFoundError, ConflictError, WrongStateError, ResourceError,
         UnsupportedError, MachineError, BootError, AgentError, ExecError, StateError,
-        HelperUnavailableError, CancelledByUserError,
+        UnfitStateError, HelperUnavailableError, CancelledByUserError,
     )
 }  # fmt: skip
 

@@ -324,6 +324,27 @@ def test_what_was_saved_is_damaged(counting: Home) -> None:
     started_anew(home, "its disk has changed since")
 
 
+def test_a_passing_problem_of_the_host_costs_nothing(counting: Home) -> None:
+    """What runs in a machine is given up only where it cannot be had any more."""
+    home = counting
+    home.vmgr("suspend", "web")
+    saved = directory(home) / "saved"
+    for path in (saved / "memory", saved.parent / "vmm.log"):
+        aside = path.with_name("aside")
+        if path.exists():
+            path.rename(aside)
+        path.symlink_to(path.name)
+        refused = home.vmgr("exec", "web", "--", "true", check=False)
+        assert refused.returncode == 125
+        assert home.json("info", "web")["status"] == "suspended"
+        path.unlink()
+        if aside.exists():
+            aside.rename(path)
+    refused_by = refused.stderr.decode()
+    assert "vmm.log" in refused_by
+    goes_on(home)
+
+
 def test_a_host_that_restarts_while_it_is_suspended(counting: Home) -> None:
     home = counting
     home.vmgr("suspend", "web")

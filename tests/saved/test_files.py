@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmgr.errors import StateError
+from vmgr.errors import ResourceError, StateError, UnfitStateError
 from vmgr.saved import SavedState, files
 
 if TYPE_CHECKING:
@@ -69,13 +69,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "devices": (lambda d: flip(d / "devices"), "the saved state of its devices is damaged"),
     "no devices": (
-        lambda d: (d / "devices").unlink(), "the saved state of its devices cannot be read"
+        lambda d: (d / "devices").unlink(), "the saved state of its devices is missing"
     ),
     "short devices": (
         lambda d: os.truncate(d / "devices", 3), "the saved state of its devices is damaged"
     ),
     "short memory": (lambda d: os.truncate(d / "memory", 4096), "is damaged"),
-    "no memory": (lambda d: (d / "memory").unlink(), "memory"),
+    "no memory": (lambda d: (d / "memory").unlink(), "the saved state of its memory is missing"),
     "a disk written to": (
         lambda d: os.utime(d.parent / "disk"), "its disk has changed since"
     ),
@@ -91,7 +91,29 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 async def test_damage_is_seen(saved: Path, executor: ThreadPoolExecutor, damage: str) -> None:
     do, why = DAMAGES[damage]
     do(saved)
-    with pytest.raises(StateError, match=why):
+    with pytest.raises(UnfitStateError, match=why):
+        await files.load(saved, executor, disk=saved.parent / "disk")
+
+
+@pytest.mark.parametrize("name", ["saved.json", "memory", "devices"])
+async def test_what_cannot_be_read_now_is_not_damaged(
+    saved: Path, executor: ThreadPoolExecutor, name: str
+) -> None:
+    """It may be read another time, so it must not be given up."""
+    (saved / name).rename(saved / "aside")
+    (saved / name).symlink_to(name)  # no file system opens that
+    with pytest.raises(StateError, match="cannot be read") as raised:
+        await files.load(saved, executor, disk=saved.parent / "disk")
+    assert not isinstance(raised.value, UnfitStateError)
+    (saved / "aside").replace(saved / name)
+    (await files.load(saved, executor, disk=saved.parent / "disk")).close()
+
+
+async def test_more_than_the_host_has_is_refused_before_it_is_loaded(
+    saved: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "available_memory", lambda: 100)
+    with pytest.raises(ResourceError, match=r"saved memory, but the host has only 100 B left"):
         await files.load(saved, executor, disk=saved.parent / "disk")
 
 

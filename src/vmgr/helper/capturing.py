@@ -85,6 +85,7 @@ async def capture(
         )
         began = time.monotonic()
         done = False
+        machine.unheld.clear()
         try:
             await channel.freeze(sync=sync)
             await vmm.pause()
@@ -119,11 +120,18 @@ async def capture(
 
 
 async def let_go_on(machine: Machine, vmm: Vmm, channel: AgentChannel) -> None:
-    """Let a machine that was held go on; what fails is logged, since its VMM may have ended."""
+    """Let a machine that was held go on; what fails is logged, since its VMM may have ended.
+
+    One whose agent does not hear it now is told when it is reached again (`Engine.take_up`).
+    """
     try:
-        await vmm.resume()
-        async with asyncio.timeout(_THAW_DEADLINE):
-            await channel.thaw()
-    except (VmgrError, TimeoutError) as error:
-        if vmm.running:
-            log.warning("machine %s does not go on: %s", machine.name, error)
+        # Both are tried: a VMM that did not answer in time may do what it was told all the same.
+        for name, step in (("go on", vmm.resume), ("thaw", channel.thaw)):
+            try:
+                async with asyncio.timeout(_THAW_DEADLINE):
+                    await step()
+            except (VmgrError, TimeoutError) as error:
+                if vmm.running:
+                    log.warning("machine %s does not %s: %r", machine.name, name, error)
+    finally:
+        machine.unheld.set()

@@ -17,6 +17,7 @@ from vmgr.agent import AgentChannel, ExecRequest, TerminalSize, listeners_of
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import JobInfo, StopReport, StopStep
 from vmgr.errors import AgentError, MachineError, VmgrError, WrongStateError
+from vmgr.helper.diskroom import watch_room
 from vmgr.helper.machine import ResyncKeys
 from vmgr.helper.plugging import Plugging
 from vmgr.helper.relay import exit_result
@@ -56,6 +57,7 @@ __all__ = ["Engine"]
 ADOPT_DEADLINE: Final = 10.0  # seconds for the agent's answer after a helper's death
 RECONNECT_PAUSE: Final = 1.0
 RECONNECT_DEADLINE: Final = 60.0  # a machine under emulation on a busy host may take long
+_HELD_DEADLINE: Final = 70.0  # longer than it takes to give up on a machine that was held
 
 log = logging.getLogger(__name__)
 
@@ -197,22 +199,37 @@ class Engine:
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
-        if vmm.paused:
-            # It was being saved, and its helper died: it goes on.
-            await vmm.resume()
-        await self._plugging.readopt(machine)
-        booting = machine.status == "starting"
-        channel, greeting = await self._hello_again(machine, vmm, booting=booting)
-        if machine.vmm is not vmm:  # it has ended meanwhile
+        try:
+            if vmm.paused or vmm.out_of_space.is_set():
+                # It was being saved, and its helper died; or there is room again: it goes on.
+                await vmm.resume()
+            await self._plugging.readopt(machine)
+            booting = machine.status == "starting"
+            channel, greeting = await self._hello_again(machine, vmm, booting=booting)
+            if machine.vmm is not vmm:  # it has ended meanwhile
+                channel.close()
+                return
+            await self._take_up(machine, channel, greeting)
+            log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
+        finally:
+            # It goes on trying where that came to nothing.
+            self._keep(machine, vmm)
+
+    async def _take_up(self, machine: Machine, channel: AgentChannel, greeting: AgentHello) -> None:
+        """Its agent answers a helper that does not know where the last one, or a capture, stopped.
+
+        The caller holds the machine's lock; the channel is closed where this fails.
+        """
+        try:
+            if machine.status == "starting":
+                # Whether the helper that started it came to this, nobody knows; twice does no harm.
+                await self.starting.introduce(machine, channel, greeting)
+            elif "still" in greeting.features:
+                await channel.thaw()
+        except BaseException:
             channel.close()
-            return
-        if booting:
-            # Whether the helper that started it came to this, nobody knows; twice does no harm.
-            await self.starting.introduce(machine, channel, greeting)
-        elif "still" in greeting.features:
-            await channel.thaw()
+            raise
         machine.connected(channel, greeting)
-        self._keep(machine, vmm)
         if machine.status != "running":
             # It runs: from here on its disk is the person's.
             await machine.move(
@@ -226,7 +243,6 @@ class Engine:
             # What was saved of it is of no use from here on.
             await self.suspending.drop(machine)
         self._helper.ports.automatic.follow(machine)
-        log.info("machine %s: adopted, %d jobs", machine.name, len(greeting.jobs))
 
     async def _hello_again(
         self, machine: Machine, vmm: Vmm, *, booting: bool
@@ -243,8 +259,6 @@ class Engine:
             channel.close()
             if booting:
                 await vmm.kill("it never became ready", at_once=True)
-            else:
-                self._keep(machine, vmm)  # which goes on trying
             raise AgentError(
                 f"the agent of {machine.name} did not answer within {deadline:g} s",
                 next_step=f"look at: vmgr logs {machine.name}",
@@ -255,6 +269,9 @@ class Engine:
 
     async def let_go(self, machine: Machine) -> None:
         """Close the connections to a machine; it goes on."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HELD_DEADLINE):
+                await machine.unheld.wait()
         if machine.channel is not None:
             await machine.channel.aclose()
             machine.channel = None
@@ -317,6 +334,9 @@ class Engine:
 
     def _watch(self, machine: Machine, vmm: Vmm) -> None:
         self._tasks.start(self._watch_end(machine, vmm), name=f"watch {machine.name}")
+        self._helper.watchers.start(
+            watch_room(self._helper, machine, vmm), name=f"room for {machine.name}"
+        )
 
     def _keep(self, machine: Machine, vmm: Vmm) -> None:
         self._tasks.start(self._keep_connected(machine, vmm), name=f"agent of {machine.name}")
@@ -333,6 +353,7 @@ class Engine:
             machine.channel.close()
             machine.channel = None
         machine.vmm = None
+        machine.unheld.set()
         self._helper.ports.ended(machine)
         await vmm.close()
         level = logging.WARNING if ended.cause in {"failed", "panic"} else logging.INFO
@@ -372,19 +393,21 @@ class Engine:
                 channel = await self.connect(machine)
                 async with asyncio.timeout(RECONNECT_DEADLINE):
                     greeting = await channel.hello()
+                # Whoever holds the lock is in the middle of something: a capture, a stop.
+                async with machine.lock:
+                    if machine.vmm is not vmm or not vmm.running:
+                        channel.close()
+                        return False
+                    await self._take_up(machine, channel, greeting)
             except (VmgrError, TimeoutError) as error:
                 if channel is not None:
                     channel.close()
                 log.warning("machine %s: its agent is not reached: %r", machine.name, error)
-                ended = asyncio.create_task(vmm.wait(), name=f"end of {machine.name}?")
-                await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
-                ended.cancel()
-                continue
-            if machine.vmm is vmm and vmm.running:
-                machine.connected(channel, greeting)
-                self._helper.ports.automatic.follow(machine)
+            else:
                 return True
-            channel.close()
+            ended = asyncio.create_task(vmm.wait(), name=f"end of {machine.name}?")
+            await asyncio.wait({ended}, timeout=RECONNECT_PAUSE)
+            ended.cancel()
         return False
 
     def _agent_event(self, machine: Machine, event: AgentEvent) -> None:

@@ -94,6 +94,9 @@ class Machine:
         """It has an SSH server without host keys."""
         self._disk_made: str | None = None
         """What its disk's file was like when we made it; None: not known."""
+        self.unheld = asyncio.Event()
+        """Cleared while it is held still for a capture: then nobody lets go of its VMM."""
+        self.unheld.set()
         self.saved_whole = False
         """Its memory is on disk; that its VMM ends now is no loss."""
         if row.status in _WITHOUT_VMM:
@@ -222,6 +225,11 @@ class Machine:
         """About how long the machine has been up, by its own clock (CLOCK_BOOTTIME)."""
         heard, uptime = self._uptime
         return uptime + time.monotonic_ns() - heard
+
+    async def unstick(self) -> None:
+        """Let it go on if it runs and stands still, as there was no room for its disk."""
+        if self.vmm is not None and self.vmm.out_of_space.is_set():
+            await self.vmm.resume()
 
     async def ready_channel(self) -> AgentChannel:
         """The way into the machine; waits for what a new helper does to find it again.

@@ -308,6 +308,7 @@ class Machines:
         machine = self.get(name)
         async with machine.lock:
             if machine.status == "running":
+                await machine.unstick()
                 return machine
             machine.require("start")
             await self._begin(machine, progress, cold=cold)
@@ -363,7 +364,9 @@ class Machines:
                     f"machine {name} is stopped, so there is nothing to go on with",
                     next_step=f"start it with: vmgr start {name}",
                 )
-            if machine.status != "running":
+            if machine.status == "running":
+                await machine.unstick()
+            else:
                 machine.require("start")
                 await self._begin(machine, progress)
         return machine

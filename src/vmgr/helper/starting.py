@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from vmgr.errors import ResourceError, StateError, VmgrError
+from vmgr.errors import MachineError, StateError, UnfitStateError, VmgrError
 from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.image import base_of, create_disk
@@ -168,10 +168,13 @@ class Starting:
             return
         try:
             loaded = await self._suspending.load(machine)
-        except StateError as error:
+        except UnfitStateError as error:
             await self._lost(machine, error)
             await self.begin(machine, None, progress)
             return
+        except VmgrError as error:
+            # It is there, and may be read another time: what runs in the machine is not given up.
+            raise _still_suspended(machine, error) from error
         try:
             saved = loaded.record.state
             try:
@@ -302,11 +305,16 @@ class Starting:
             await self._spec(machine, origin.kernel),
             restore=origin.restore, machine_type=origin.machine_type,
         )  # fmt: skip
+        policy = _RESTORE_POLICY
+        if origin.started_from != "template":
+            # What a boot would cost is all that ran in it: a busy host gets its time.
+            patience = float((await self._helper.settings()).get("boot.timeout"))
+            policy = BootPolicy(silence=patience, deadline=patience, attempts=1)
         try:
-            await self._bring_up(machine, spec, host, _RESTORE_POLICY)
-        except ResourceError:
-            raise  # a boot would need as much
-        except VmgrError as error:
+            await self._bring_up(machine, spec, host, policy)
+        except MachineError as error:
+            # All other errors are the host's: a boot would meet them too, and what was saved is
+            # as good as before.
             if machine.kill_reason is not None or origin.given_up is None:
                 raise
             await origin.given_up(_not_read(error, origin, host.qemu))
@@ -426,6 +434,15 @@ class Starting:
         if self._host_boot_id is None:
             self._host_boot_id = await self._services.executors.in_files(host_boot_id)
         return self._host_boot_id
+
+
+def _still_suspended(machine: Machine, error: VmgrError) -> VmgrError:
+    return type(error)(
+        f"machine {machine.name} does not go on and stays suspended: {error.message}",
+        next_step=f"{error.next_step or 'try again'}; or give up what runs in it with: "
+        f"vmgr start --cold {machine.name}",
+        details=error.details,
+    )
 
 
 def _unfit(origin: Origin, host: _Host, accelerator: str | None) -> StateError | None:

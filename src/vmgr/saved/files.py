@@ -14,18 +14,20 @@ import contextlib
 import os
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from vmgr.errors import ResourceError, StateError
+from vmgr.errors import ResourceError, StateError, UnfitStateError
+from vmgr.machine.sizes import format_size
 from vmgr.saved.memory import load_memory, memory_checksum
 from vmgr.saved.model import SavedState  # noqa: TC001 (msgspec resolves annotations at run time)
+from vmgr.vmm import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Executor
-    from pathlib import Path
 
 __all__ = [
     "LoadedMachine",
@@ -137,15 +139,20 @@ def read_record(directory: Path) -> SavedMachine:
     """What is known of a saved machine; blocks.
 
     Raises:
-        StateError: there is none, or it is damaged.
+        UnfitStateError: there is none, or it is damaged.
+        StateError: it cannot be read now.
     """
     try:
         with (directory / RECORD).open("rb") as file:
             return msgspec.json.decode(file.read(_RECORD_MAX), type=SavedMachine)
     except FileNotFoundError:
-        raise StateError("its saved memory is missing") from None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise StateError("the record of its saved memory is damaged") from error
+        raise UnfitStateError("its saved memory is missing") from None
+    except msgspec.MsgspecError as error:
+        raise UnfitStateError("the record of its saved memory is damaged") from error
+    except OSError as error:
+        raise StateError(
+            f"the record of its saved memory cannot be read: {error.strerror}"
+        ) from error
 
 
 async def load(directory: Path, executor: Executor, *, disk: Path | None = None) -> LoadedMachine:
@@ -155,8 +162,9 @@ async def load(directory: Path, executor: Executor, *, disk: Path | None = None)
         disk: the machine's disk, where that is to be as it was.
 
     Raises:
+        UnfitStateError: it is missing or damaged, or its disk is another one by now.
         ResourceError: the host has not the memory.
-        StateError: it is missing or damaged, or its disk is another one by now.
+        StateError: it cannot be read now.
     """
 
     def read() -> tuple[SavedMachine, bytes]:
@@ -166,10 +174,16 @@ async def load(directory: Path, executor: Executor, *, disk: Path | None = None)
         try:
             with (directory / "devices").open("rb") as file:
                 devices = file.read(_DEVICES_MAX)
+            # In its own file a memory takes what the machine has used of it.
+            needed = (directory / "memory").stat().st_blocks * 512
+        except FileNotFoundError as error:
+            name = Path(error.filename).name
+            raise UnfitStateError(f"the saved state of its {name} is missing") from error
         except OSError as error:
-            raise StateError("the saved state of its devices cannot be read") from error
+            raise StateError(f"what was saved cannot be read: {error.strerror}") from error
         if zlib.crc32(devices) != record.devices_checksum:
-            raise StateError("the saved state of its devices is damaged")
+            raise UnfitStateError("the saved state of its devices is damaged")
+        _check_memory(needed)
         return record, devices
 
     record, devices = await asyncio.get_running_loop().run_in_executor(executor, read)
@@ -185,7 +199,19 @@ def _check_disk(disk: Path, mark: str) -> None:
     except OSError as error:
         raise StateError(f"its disk cannot be looked at: {error.strerror}") from error
     if not same:
-        raise StateError("its disk has changed since")
+        raise UnfitStateError("its disk has changed since")
+
+
+def _check_memory(needed: int) -> None:
+    # A memfd has no limit of its own: the host would look for the memory in other programs.
+    available = available_memory()
+    if needed > available:
+        raise ResourceError(
+            f"it has {format_size(needed)} of saved memory, but the host has only "
+            f"{format_size(available)} left",
+            next_step="stop other machines or programs",
+            details={"needed": needed, "available": available},
+        )
 
 
 def _failed(error: OSError, directory: Path) -> ResourceError | StateError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmgr.errors import MachineError, ResourceError, StateError
+from vmgr.errors import MachineError, ResourceError, StateError, UnfitStateError
 from vmgr.spawner import ProcessFailedError, run
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
 
 COPIER: Final = Path(__file__).with_name("copier.py")
 _DEADLINE: Final = 120.0
+_SLOWEST: Final = 10 << 20  # bytes a second, of a disk that nobody would want
 _FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
 # A line of /proc/PID/maps, see proc(5): addresses, rights, offset, device, inode.
 _MAPPING: Final = re.compile(
@@ -150,8 +151,9 @@ async def load_memory(path: Path, size: int, checksum: int | None) -> int:
         checksum: what it must have, or None where nobody knows.
 
     Raises:
-        StateError: it is missing, cut short or damaged.
+        UnfitStateError: it is missing, cut short or damaged.
         ResourceError: the host has not the memory.
+        StateError: it cannot be read now.
     """
     with contextlib.ExitStack() as stack:
         source = _open_saved(path, size)
@@ -159,9 +161,9 @@ async def load_memory(path: Path, size: int, checksum: int | None) -> int:
         fd = new_memfd()
         on_failure = stack.enter_context(contextlib.ExitStack())
         on_failure.callback(os.close, fd)
-        _, found = await _copied("load", [source, fd], "load a saved memory")
+        _, found = await _copied("load", [source, fd], size, "load a saved memory")
         if checksum is not None and found != checksum:
-            raise StateError(f"the saved memory {path} is damaged")
+            raise UnfitStateError(f"the saved memory {path} is damaged")
         seal(fd)
         on_failure.pop_all()
     return fd
@@ -177,18 +179,20 @@ async def memory_checksum(path: Path, size: int) -> int:
     """The checksum of a saved memory.
 
     Raises:
-        StateError: it is missing or cut short.
+        UnfitStateError: it is missing or cut short.
+        StateError: it cannot be read now.
     """
     source = _open_saved(path, size)
     try:
-        return (await _copied("check", [source], f"read {path}"))[1]
+        return (await _copied("check", [source], size, f"read {path}"))[1]
     finally:
         os.close(source)
 
 
-async def _copied(what: str, fds: list[int], doing: str) -> list[int]:
+async def _copied(what: str, fds: list[int], size: int, doing: str) -> list[int]:
+    deadline = max(_DEADLINE, size / _SLOWEST)
     try:
-        done = await run(copier_command(what, *fds), pass_fds=fds, deadline=_DEADLINE)
+        done = await run(copier_command(what, *fds), pass_fds=fds, deadline=deadline)
     except (OSError, ProcessFailedError, TimeoutError) as error:
         raise StateError(f"cannot {doing}: {error or 'it takes too long'}") from error
     return outcome(done.stdout.decode().split(), doing)
@@ -213,8 +217,9 @@ def _open_saved(path: Path, size: int) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise StateError(f"the saved memory {path} cannot be read: {error.strerror}") from error
+        kind = UnfitStateError if isinstance(error, FileNotFoundError) else StateError
+        raise kind(f"the saved memory {path} cannot be read: {error.strerror}") from error
     if os.fstat(fd).st_size != size:
         os.close(fd)
-        raise StateError(f"the saved memory {path} is damaged: it is not {size} bytes")
+        raise UnfitStateError(f"the saved memory {path} is damaged: it is not {size} bytes")
     return fd

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncinotify import Inotify, Mask
 
-from vmgr.errors import MachineError, NotFoundError, ResourceError, StateError
+from vmgr.errors import (
+    MachineError,
+    NotFoundError,
+    ResourceError,
+    StateError,
+    UnsupportedError,
+)
 from vmgr.sandbox.cgroup import GroupLimits, attach, group_of, make_group, remove_group
 from vmgr.spawner import Contained, Process, StopPolicy
 from vmgr.spawner.process import start_time_of
@@ -77,8 +83,8 @@ class Vmm:
         self.start_time = start_time_of(process.pid)
         """With `pid` it names the process for ever; None: it ended at once."""
         self.console: Console | None = None
-        self.paused_by_disk = False
-        """Whether the machine stands still as the host's disk is full; `resume` lets it go on."""
+        self.out_of_space = asyncio.Event()
+        """Set while the machine stands still as the host's disk is full; `resume` lets it go on."""
         self.paused = False
         """Whether it was found standing still, as `pause` leaves it, when it was adopted."""
         self._process = process
@@ -128,6 +134,7 @@ class Vmm:
             ResourceError: the host has not the memory.
             ConflictError: another process has the disk open.
             StateError: a file is missing or cannot be read.
+            UnsupportedError: the host does not let it be started.
             MachineError: QEMU refuses.
         """
         loop = asyncio.get_running_loop()
@@ -153,7 +160,9 @@ class Vmm:
                     pass_fds=_passed(spec, fds),
                 )
         except OSError as error:
-            raise MachineError(
+            # No fault of the machine's, nor of what it was to go on from.
+            lacks = error.errno in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+            raise (ResourceError if lacks else UnsupportedError)(
                 f"{qemu.program} could not be started: {error.strerror}",
                 next_step="see what is missing with: vmgr doctor",
             ) from error
@@ -202,7 +211,8 @@ class Vmm:
             vmm.console = await Console.connect(paths.console_socket, paths.console_log, executor)
             state = await vmm._execute("query-status")
             status = state.get("status") if isinstance(state, dict) else None
-            vmm.paused_by_disk = status == "io-error"
+            if status == "io-error":
+                vmm.out_of_space.set()
             vmm.paused = status == "paused"
         except MachineError as error:
             log.warning("machine %s: %s", name, error)
@@ -337,10 +347,10 @@ class Vmm:
         elif event == "GUEST_PANICKED":
             self._panicked = True
         elif event == "BLOCK_IO_ERROR" and data.get("nospace") and data.get("action") == "stop":
-            self.paused_by_disk = True
+            self.out_of_space.set()
             log.error("machine %s stands still: no space is left for its disk", self.name)
         elif event == "RESUME":
-            self.paused_by_disk = False
+            self.out_of_space.clear()
         if self._on_event_callback is not None:
             self._on_event_callback(event, data)
 
@@ -438,7 +448,7 @@ def _limit(spec: VmmSpec, parent: Path, process: Process) -> Path:
         monitor = [process.monitor.pid] if isinstance(process, Contained) else []
         attach(group, *monitor, process.pid)
     except OSError as error:
-        raise MachineError(
+        raise UnsupportedError(
             f"the VMM of machine {spec.name} cannot be limited: {error.strerror}",
             next_step="see what this host permits with: vmgr doctor",
         ) from error
