@@ -42,6 +42,13 @@ class Doorbell:
             self._held[forward] = bound
             asyncio.get_running_loop().add_reader(bound, self._ring, machine, forward)
 
+    def follow(self, machine: Machine) -> None:
+        """A machine's status is another: hold its ports or let go of them."""
+        if machine.status == "suspended":
+            self.hold(machine)
+        else:
+            self.release(machine)
+
     def take(self, forward: Forward) -> socket.socket | None:
         """A socket that was held, with whoever waits in it; now the caller's."""
         if (held := self._held.pop(forward, None)) is not None:

@@ -194,6 +194,7 @@ class Engine:
                 reason=None if again else "its VMM ended unobserved",
                 vmm_pid=None, vmm_start_time=None,
             )  # fmt: skip
+            self._helper.doorbell.follow(machine)
             if not again:
                 await self.suspending.drop(machine)
             return

@@ -29,8 +29,6 @@ from vmgr.saved.memory import new_memfd, seal
 from vmgr.vmm import Restore, available_memory
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.helper.store import MachineRow
@@ -67,6 +65,7 @@ class Forking:
                 parent.require("fork")
                 _check_memory(parent, len(names))
                 children: list[Machine] = []
+                kernel = await self._helper.images.kernel_of(parent.row.kernel_digest or "")
                 try:
                     for child in names:
                         row = copied_row(parent.row, child)
@@ -78,30 +77,39 @@ class Forking:
                         await asyncio.shield(machines.forget(made))
                     raise
             stack.callback(os.close, memory)
-            outcomes = await self._started(children, (memory, state, devices), began)
+            problems = await self._copy_disks(children)
+            origin = Origin(
+                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
+            )
+            outcomes = await asyncio.gather(
+                *(
+                    self._begin(child, origin, problem, began)
+                    for child, problem in zip(children, problems, strict=True)
+                )
+            )
         self._services.events.publish(
             "machine.forked", name, children=[o.name for o in outcomes if o.error is None]
         )
         return outcomes
 
-    async def _started(
-        self, children: list[Machine], captured: tuple[int, SavedState, bytes], began: float
-    ) -> list[ForkedMachine]:
-        memory, state, devices = captured
+    async def _copy_disks(self, children: list[Machine]) -> list[OSError | None]:
+        """Give each child the first one's disk, before that one runs; what went wrong with each."""
         first = children[0].paths.disk
-        copied = await asyncio.gather(
-            *(self._copy_disk(first, child) for child in children[1:]), return_exceptions=True
-        )
-        kernel = await self._helper.images.kernel_of(state.kernel_digest)
-        origin = Origin(
-            "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
-        )
-        return await asyncio.gather(
-            *(
-                self._begin(child, origin, problem, began)
-                for child, problem in zip(children, [None, *copied], strict=True)
-            )
-        )
+        problems: list[OSError | None] = [None]
+        try:
+            # One after another: all of the helper's work on files shares a few threads.
+            for child in children[1:]:
+                problem = None
+                try:
+                    await self._services.executors.in_files(copy_sparse, first, child.paths.disk)
+                except OSError as error:
+                    problem = error
+                problems.append(problem)
+        except BaseException:
+            for child in children:
+                await asyncio.shield(self._helper.machines.forget(child))
+            raise
+        return problems
 
     def _names(self, parent: Machine, request: ForkMachine) -> list[str]:
         machines = self._helper.machines
@@ -157,16 +165,13 @@ class Forking:
             on_failure.pop_all()
         return memory, captured.state, content
 
-    async def _copy_disk(self, first: Path, child: Machine) -> None:
-        await self._services.executors.in_files(copy_sparse, first, child.paths.disk)
-
     async def _begin(
-        self, child: Machine, origin: Origin, problem: BaseException | None, began: float
+        self, child: Machine, origin: Origin, problem: OSError | None, began: float
     ) -> ForkedMachine:
         """Start a child; one that does not start is gone."""
         machines = self._helper.machines
         try:
-            _raise(child, problem)
+            _check_copied(child, problem)
             async with child.lock:
                 await child.move("created")
                 await machines.engine.starting.begin(child, origin, lambda _text, _part: None)
@@ -180,15 +185,13 @@ class Forking:
         return ForkedMachine(name=child.name, seconds=time.monotonic() - began)
 
 
-def _raise(child: Machine, problem: BaseException | None) -> None:
+def _check_copied(child: Machine, problem: OSError | None) -> None:
     """Let what went wrong with a child's disk be the child's failure."""
-    if isinstance(problem, OSError):
+    if problem is not None:
         raise ResourceError(
             f"the disk of machine {child.name} cannot be copied: {problem.strerror}",
             next_step="free some space",
         )
-    if problem is not None:
-        raise problem
 
 
 def copied_row(row: MachineRow, name: str) -> MachineRow:

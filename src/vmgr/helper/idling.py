@@ -25,6 +25,7 @@ __all__ = ["Idling"]
 _BUSY_SHARE: Final = 0.05  # of one CPU; an idle machine under emulation takes about 0.015
 _LOOKS: Final = 4
 _SHORTEST: Final = 0.25  # seconds between looks
+_AFTER_ERROR: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,9 @@ class Idling:
                     await self._look_at(running, after)
             except VmgrError as error:  # a mistake in the settings, say
                 log.warning("idle machines are not looked for: %s", error)
-                after, running = 0.0, []
-            wait = max(_SHORTEST, after / _LOOKS) if after > 0 and running else None
+                wait: float | None = _AFTER_ERROR
+            else:
+                wait = max(_SHORTEST, after / _LOOKS) if after > 0 and running else None
             try:
                 async with asyncio.timeout(wait):
                     await self._look.wait()

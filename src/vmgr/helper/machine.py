@@ -164,10 +164,10 @@ class Machine:
             try:
                 await self._write(row)
             except VmgrError as error:
-                if trigger != "vmm-exited":
+                if trigger not in {"vmm-exited", "suspended", "restored"}:
                     raise
-                # It has ended whether or not that can be written down (the disk may be full); a
-                # helper that reads the old row finds no VMM and says the same.
+                # It is so whether or not that can be written down (the disk may be full); a helper
+                # that reads the old row finds what there is, and comes to the same.
                 log.error("machine %s: its end is not written down: %s", self.name, error)  # noqa: TRY400
                 self.row = row
             if after in _WITHOUT_VMM:

@@ -65,7 +65,11 @@ class Pool:
                 self._throw_away(machine)
                 machine = None
         if machine is not None:
-            await machine.save(pooled=False)
+            try:
+                await machine.save(pooled=False)
+            except BaseException:  # nobody else knows of it
+                self._throw_away(machine)
+                raise
         self._kind, self._image = kind, image
         return machine
 

@@ -147,6 +147,7 @@ class Ports:
                     for forward in self._forwards(machine, port):
                         await asyncio.shield(self._serving.unserve(forward))
                 raise
+            self._helper.doorbell.follow(machine)
         self.automatic.again(machine)  # it need not appear under another number as well
         return msgspec.structs.replace(port, open=is_open)
 
@@ -166,6 +167,8 @@ class Ports:
             kept = [known for known in machine.row.ports if known not in found]
             await machine.save(ports=kept)
             for forward in self._forwards(machine, found[0]):
+                if (held := self._helper.doorbell.take(_place(forward))) is not None:
+                    held.close()
                 await self._serving.unserve(forward)
         self.automatic.again(machine)
 

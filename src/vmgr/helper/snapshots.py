@@ -22,7 +22,7 @@ from vmgr.api.models import SnapshotInfo
 from vmgr.artifact.faults import failed
 from vmgr.artifact.sparse import copy_sparse
 from vmgr.artifact.staging import staging
-from vmgr.errors import ConflictError, NotFoundError, UsageError
+from vmgr.errors import ConflictError, NotFoundError, StateError, UsageError
 from vmgr.helper.archives import SnapshotArchives
 from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
@@ -192,9 +192,16 @@ class Snapshots:
             await saved_files.finish(stage, captured.state, self._executor)
             return captured.state.kernel_digest
         in_files = self._services.executors.in_files
-        await in_files(copy_sparse, machine.paths.disk, stage / DISK)
         if machine.status != "suspended":
+            await in_files(copy_sparse, machine.paths.disk, stage / DISK)
             return None
+        # In the snapshot nobody sees any more whether the two belong together.
+        if not await self._helper.machines.engine.suspending.still_saved(machine):
+            raise StateError(
+                f"what machine {machine.name} had in memory does not go with its disk any more",
+                next_step=f"boot it, which gives that up, with: vmgr start --cold {machine.name}",
+            )
+        await in_files(copy_sparse, machine.paths.disk, stage / DISK)
         record = await in_files(_share_memory, machine.paths.saved, stage, None)
         return record.state.kernel_digest
 
@@ -225,9 +232,11 @@ class Snapshots:
             stage = machine.paths.state / _STAGE
             try:
                 await self._services.executors.in_files(_prepare, snapshot, stage)
-            except OSError as error:
-                await self._services.executors.in_files(_remove, stage)
-                raise failed(error, "restore the machine", machine.paths.state) from error
+            except BaseException as error:
+                await asyncio.shield(self._services.executors.in_files(_remove, stage))
+                if isinstance(error, OSError):
+                    raise failed(error, "restore the machine", machine.paths.state) from error
+                raise
             await machine.move("restore", restoring=snapshot.record.id)
             await asyncio.shield(self._put(machine, snapshot, stage))
         self._services.events.publish("snapshot.restored", machine.name, tag=snapshot.record.tag)
@@ -243,7 +252,11 @@ class Snapshots:
             )  # fmt: skip
             return
         stage = machine.paths.state / _STAGE
-        await self._services.executors.in_files(_prepare, snapshot, stage)
+        try:
+            await self._services.executors.in_files(_prepare, snapshot, stage)
+        except BaseException:  # half of it would keep a full disk full
+            await asyncio.shield(self._services.executors.in_files(_remove, stage))
+            raise
         await self._put(machine, snapshot, stage)
 
     async def _put(self, machine: Machine, snapshot: Snapshot, stage: Path) -> None:
@@ -259,8 +272,7 @@ class Snapshots:
             template=None if not row.pristine else "restored",
             clone=row.clone,
         )
-        if machine.status == "suspended":
-            self._helper.doorbell.hold(machine)
+        self._helper.doorbell.follow(machine)
 
     async def make(self, reference: str, request: CreateMachine) -> Machine:
         """A new machine that begins as a snapshot was; suspended or stopped.
@@ -294,6 +306,7 @@ class Snapshots:
             except BaseException:
                 await asyncio.shield(machines.forget(machine))
                 raise
+            self._helper.doorbell.follow(machine)
         return machine
 
     # -- removing -------------------------------------------------------------------------------

@@ -116,7 +116,14 @@ class Starting:
     async def _first_start(self, machine: Machine, progress: Progress, *, cold: bool) -> None:
         ready = None if cold else await self._helper.templates.find(machine.row)
         try:
-            await self._fit_disk(machine, ready)
+            try:
+                await self._fit_disk(machine, ready)
+            except UnfitStateError as error:
+                log.info("machine %s boots: %s", machine.name, error.message)
+                if ready is not None:
+                    ready.close()
+                    ready = None
+                await self._fit_disk(machine, None)
             origin = None if ready is None else await self._of_template(machine, ready, progress)
             await self.begin(machine, origin, progress)
         finally:
@@ -196,9 +203,8 @@ class Starting:
         finally:
             loaded.close()
         # Later than the row: a helper that finds both takes the machine for running.
-        self._helper.tasks.start(
-            self._suspending.drop(machine), name=f"saved memory of {machine.name}"
-        )
+        remove = await self._suspending.leave(machine)
+        self._helper.tasks.start(remove(), name=f"saved memory of {machine.name}")
 
     async def _lost(self, machine: Machine, error: VmgrError) -> None:
         """A suspended machine boots instead of going on; say what that costs."""
@@ -286,6 +292,7 @@ class Starting:
             "suspended" if resumable else "vmm-exited",
             reason=reason, vmm_pid=None, vmm_start_time=None,
         )  # fmt: skip
+        self._helper.doorbell.follow(machine)
 
     async def _boot(self, machine: Machine, host: _Host, progress: Progress) -> None:
         config = await self._helper.settings()

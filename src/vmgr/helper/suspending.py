@@ -9,23 +9,28 @@ and the saved memory is of no use.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import secrets
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vmgr.errors import MachineError, StateError, VmgrError, WrongStateError
 from vmgr.helper.capturing import capture, let_go_on
 from vmgr.saved import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from vmgr.helper.machine import Machine, Services
+    from vmgr.paths import MachinePaths
     from vmgr.saved import LoadedMachine
 
 __all__ = ["Suspending"]
 
 _STAGE: Final = ".saved-new"
+_LEFT: Final = ".saved-old-"
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +143,32 @@ class Suspending:
         return await self.still_saved(machine)
 
     async def drop(self, machine: Machine) -> None:
-        """Remove what was saved of a machine."""
-        for directory in (machine.paths.saved, machine.paths.state / _STAGE):
-            await self._services.executors.in_files(shutil.rmtree, directory, ignore_errors=True)
+        """Remove what was saved of a machine; the caller holds its lock, or nobody knows it yet."""
+        await self._services.executors.in_files(_remove, machine.paths)
+
+    async def leave(self, machine: Machine) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Put what was saved of a machine aside; gives what removes it, which may take long.
+
+        The caller holds its lock; what is given does not need it: the machine may be suspended
+        again before it has come to its end.
+        """
+        left = machine.paths.state / f"{_LEFT}{secrets.token_hex(4)}"
+        in_files = self._services.executors.in_files
+
+        def put_aside() -> None:
+            with contextlib.suppress(OSError):  # what stays there is of no use, and of no harm
+                machine.paths.saved.rename(left)
+
+        async def remove() -> None:
+            await in_files(shutil.rmtree, left, ignore_errors=True)
+
+        await in_files(put_aside)
+        return remove
+
+
+def _remove(paths: MachinePaths) -> None:
+    for directory in (paths.saved, paths.state / _STAGE, *paths.state.glob(f"{_LEFT}*")):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _fresh(directory: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.api.models import TemplateInfo, TemplatesRemoved
 from vmgr.artifact.faults import failed
 from vmgr.artifact.threads import in_thread
-from vmgr.errors import NotFoundError, StateError, VmgrError
+from vmgr.errors import NotFoundError, StateError, UnfitStateError, VmgrError
 from vmgr.helper.sharedwork import SharedWork
 from vmgr.image import base_of
 from vmgr.network import Reach
@@ -143,9 +143,14 @@ class Templates:
         self._expiry = asyncio.get_running_loop().call_later(_UNUSED_SECONDS, self.close)
 
     async def copy_disk(self, ready: Ready, target: Path) -> None:
-        """Make a machine's disk what the template's was when it was saved; appears whole."""
+        """Make a machine's disk what the template's was when it was saved; appears whole.
+
+        Raises:
+            UnfitStateError: the template was removed or built anew since it was loaded.
+            ResourceError, StateError: the disk cannot be made.
+        """
         try:
-            await in_thread(self._services.executors.files, _copy_file, ready.template.disk, target)
+            await in_thread(self._services.executors.files, _copy_disk, ready.template, target)
         except OSError as error:
             raise failed(error, "make the machine's disk", target.parent) from error
         await self._files.touch(ready.template)
@@ -393,16 +398,24 @@ def _read_sound(template: Template) -> bytes:
         raise StateError(f"the template {template.key} cannot be read") from error
 
 
-def _copy_file(source: Path, target: Path) -> None:
-    """Copy a file, sharing its blocks where the file system can; it appears by a rename."""
+def _copy_disk(template: Template, target: Path) -> None:
+    """Copy a disk, sharing its blocks where the file system can; it appears by a rename."""
     made = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    gone = UnfitStateError(f"the template {template.key} is another one by now")
     try:
-        with source.open("rb") as reading, made.open("xb") as writing:
+        source = template.disk.open("rb")
+    except FileNotFoundError:
+        raise gone from None
+    try:
+        with source as reading, made.open("xb") as writing:
             made.chmod(0o600)
             try:
                 fcntl.ioctl(writing.fileno(), _FICLONE, reading.fileno())
             except OSError:
                 shutil.copyfileobj(reading, writing, 1 << 20)
+        # The memory is that of the one that was loaded: with another's disk it would ruin it.
+        if not _is_same(template):
+            raise gone
         made.rename(target)
     finally:
         made.unlink(missing_ok=True)
