@@ -2,7 +2,7 @@
 
 Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for tests and trials)::
 
-    config/   ~/.config/vmgr            config.toml
+    config/   ~/.config/vmgr            config.toml, helper.environment
     state/    ~/.local/state/vmgr       vmgr.db, helper.log, helper.lock, launch.lock,
                                         switchboard.log, ssh.log, ssh/ (see vmgr.ssh.files),
                                         machines/ID/{machine.json,disk.qcow2,console.log,vmm.log,
@@ -14,7 +14,7 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
                                         snapshots/ID/{snapshot.json,disk.qcow2,memory,devices,
                                         saved.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, switchboard.sock, network.json,
-                                        ssh.lock, ssh.json,
+                                        ssh.lock, ssh.json, session,
                                         machines/ID/{qmp,agent,console}.sock
               (else /tmp/vmgr-UID)
 
@@ -74,6 +74,11 @@ class Paths:
     @property
     def config_file(self) -> Path:
         return self.config / "config.toml"
+
+    @property
+    def service_environment(self) -> Path:
+        """The environment of the helper as a service of systemd's."""
+        return self.config / "helper.environment"
 
     # -- state -----------------------------------------------------------------
     @property
@@ -145,6 +150,11 @@ class Paths:
     def network_record(self) -> Path:
         """Which processes make the network; found again by the next helper."""
         return self.runtime / "network.json"
+
+    @property
+    def session_mark(self) -> Path:
+        """Made once machines that start by themselves have been started; goes with the session."""
+        return self.runtime / "session"
 
     # -- ssh ---------------------------------------------------------------------
     @property

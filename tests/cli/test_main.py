@@ -53,12 +53,14 @@ def test_every_verb_explains_itself(verb: str) -> None:
          ('vmgr: --cpus: "0" is not a number of CPUs from 1 to 256.\n'
           'Try: see "vmgr create --help".\n')),
         (["helper", "explode"],
-         ("vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs'.\n"
+         ("vmgr: \"explode\" is none of 'start', 'stop', 'restart', 'status', 'logs', 'install', "
+          "'uninstall'.\n"
           'Try: see "vmgr helper --help".\n')),
         (["config"],
          'vmgr: vmgr config needs a verb: ls, get, set, unset.\nTry: see "vmgr config --help".\n'),
         (["helper"],
-         ("vmgr: vmgr helper needs a verb: start, stop, restart, status, logs.\n"
+         ("vmgr: vmgr helper needs a verb: start, stop, restart, status, logs, install, "
+          "uninstall.\n"
           'Try: see "vmgr helper --help".\n')),
         (["exec", "web"],
          'vmgr: the command is missing.\nTry: say it as in "vmgr exec web -- COMMAND".\n'),

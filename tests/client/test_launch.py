@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmgr.client.launch import connect, ensure, helper_environment
+from vmgr.client.launch import connect, ensure
 from vmgr.client.sync import Client
 from vmgr.errors import HelperUnavailableError, StateError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmgr.paths import Paths
+from vmgr.service.environment import helper_environment
 
 
 def end(pid: int) -> None:

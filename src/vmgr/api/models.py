@@ -35,6 +35,7 @@ __all__ = [
     "MachineInfo",
     "MachineRemoved",
     "MachineStatus",
+    "MachinesAtStop",
     "NetworkAccess",
     "NetworkChange",
     "NetworkInfo",
@@ -109,6 +110,8 @@ class HelperStatus(Model, frozen=True, kw_only=True):
     accelerator_reason: str
     crash_report: str | None = None
     """A crash report that nobody has been told of yet."""
+    managed: bool = False
+    """systemd started it, and starts the next one."""
 
 
 class SshServer(Model, frozen=True, kw_only=True):
@@ -123,10 +126,14 @@ class SshServer(Model, frozen=True, kw_only=True):
     """The file for OpenSSH's client, to be included in ~/.ssh/config."""
 
 
+MachinesAtStop = Literal["keep", "stop", "session-end"]
+
+
 class HelperStop(Model, frozen=True, kw_only=True):
     """How the helper should stop."""
 
-    machines: Literal["keep", "stop"] = "keep"
+    machines: MachinesAtStop = "keep"
+    """What becomes of the machines; `session-end`: what the setting `shutdown.action` says."""
 
 
 class VmmInfo(Model, frozen=True, kw_only=True):

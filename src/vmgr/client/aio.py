@@ -94,7 +94,7 @@ class AsyncClient:
         """The helper as it is now."""
         return await self._call(m.HelperStatus, "helper_status")
 
-    async def helper_stop(self, machines: Literal["keep", "stop"] = "keep") -> m.HelperStatus:
+    async def helper_stop(self, machines: m.MachinesAtStop = "keep") -> m.HelperStatus:
         """Stop the helper; its machines go on unless they are to stop with it."""
         return await self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
 

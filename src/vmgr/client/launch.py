@@ -30,37 +30,19 @@ from vmgr.errors import (
     broken_installation,
     error_from_wire,
 )
+from vmgr.service.environment import helper_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from vmgr.paths import Paths
 
-__all__ = ["connect", "ensure", "helper_environment"]
+__all__ = ["connect", "ensure", "start"]
 
 READY_DEADLINE: Final = 60.0  # a slow disk, a loaded host, many machines to take back
 _READY_MAX: Final = 65_536
 _SAID_MAX: Final = 300
 _PEERCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid; see unix(7)
-_PASSED_ON: Final = frozenset({
-    "HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER",
-    "ALL_PROXY", "FTP_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
-    "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE",
-})  # fmt: skip
-_PASSED_ON_PREFIXES: Final = ("LC_", "VMGR_", "XDG_")
-
-
-def helper_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of a caller's environment that the helper gets.
-
-    Who starts the helper first must not decide how it behaves for everyone after, so only what
-    names the person's directories, language, proxies and certificates is passed on.
-    """
-    return {
-        name: value
-        for name, value in environ.items()
-        if name.upper() in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
-    }
 
 
 def connect(paths: Paths, timeout: float | None = None) -> socket.socket | None:
@@ -118,6 +100,18 @@ def ensure(paths: Paths, timeout: float | None = None) -> socket.socket:
             "the helper ended right after it had started", next_step=_see_log(paths)
         )
     return connection
+
+
+def start(paths: Paths) -> None:
+    """Start a helper, whoever listens on its socket already, and wait until it is ready.
+
+    Raises:
+        HelperUnavailableError: it could not be started.
+        VmgrError: the reason that the helper gave for not starting.
+    """
+    paths.ensure()
+    with _locked(paths):
+        _start_once(paths)
 
 
 # -- machinery -----------------------------------------------------------------------------------

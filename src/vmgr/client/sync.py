@@ -95,7 +95,7 @@ class Client:
         """The helper as it is now."""
         return self._call(m.HelperStatus, "helper_status")
 
-    def helper_stop(self, machines: Literal["keep", "stop"] = "keep") -> m.HelperStatus:
+    def helper_stop(self, machines: m.MachinesAtStop = "keep") -> m.HelperStatus:
         """Stop the helper; its machines go on unless they are to stop with it."""
         return self._call(m.HelperStatus, "helper_stop", body=m.HelperStop(machines=machines))
 

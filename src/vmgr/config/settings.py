@@ -249,6 +249,9 @@ def _memory() -> int:
 
 
 _TABLE: Final = (
+    Setting("autostart.machines", MachineNames(), lambda: "",
+            "Machines that start with your session, or when the helper first starts in it, "
+            "separated by spaces"),
     Setting("boot.silence_timeout", Duration(1), lambda: 20.0,
             "Seconds without a sign of life after which a boot is done once more"),
     Setting("boot.timeout", Duration(0.1), lambda: 120.0,
@@ -283,6 +286,9 @@ _TABLE: Final = (
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),
+    Setting("shutdown.action", Choice(("suspend", "stop", "keep")), lambda: "suspend",
+            "What becomes of machines when your session ends or this computer is shut down, where "
+            "systemd looks after the helper; keep: nothing is done, so they end as by a power cut"),
     Setting("ssh.agent", MachineNames(), lambda: "",
             "Machines whose SSH sessions may use the client's ssh-agent, separated by spaces"),
     Setting("ssh.port", Count(0, 65_535), lambda: 0,

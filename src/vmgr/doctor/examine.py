@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from vmgr.api.models import DoctorReport
-from vmgr.doctor import bundles, kernel, network, places, programs
+from vmgr.doctor import bundles, kernel, manager, network, places, programs
 from vmgr.doctor.host import Host, error, warning
 from vmgr.errors import VmgrError
 
@@ -45,6 +45,7 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "settings": places.settings,
     "sandbox": kernel.sandbox,
     "control groups": kernel.control_groups,
+    "service manager": manager.service_manager,
 }
 
 

@@ -16,6 +16,7 @@ from vmgr.api import models as m
 from vmgr.api.openapi import document
 from vmgr.audit import NetworkPart, Vmm, audit
 from vmgr.doctor import examine
+from vmgr.helper import session
 from vmgr.helper.streaming import Streaming, job_number
 from vmgr.helper.usage import collect_usage
 from vmgr.network import strays
@@ -68,6 +69,8 @@ class Api(Streaming):
         status = await self._helper.status()
         if call.body.machines == "stop":
             await self._helper.machines.stop_all()
+        elif call.body.machines == "session-end":
+            await session.end(self._helper)
         # The answer goes out first: stopping waits for requests under way.
         self._helper.request_stop()
         return status

@@ -13,7 +13,7 @@ from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
 from vmgr.config import Config
 from vmgr.errors import VmgrError
-from vmgr.helper import crash
+from vmgr.helper import crash, session
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
@@ -33,6 +33,8 @@ from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
 from vmgr.network import Network, identity_of
 from vmgr.network.addresses import DOMAIN, NAMES4
+from vmgr.service.activation import Activation, Notifier
+from vmgr.service.pinging import ping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,11 +55,18 @@ class Helper:
 
     Args:
         fatal: called with an error that nobody expected; does not return.
+        activation: what a service manager handed us; None: nothing.
     """
 
-    def __init__(self, paths: Paths, fatal: Callable[[BaseException], object]) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        fatal: Callable[[BaseException], object],
+        activation: Activation | None = None,
+    ) -> None:
         self.paths = paths
         self.fatal = fatal
+        self.activation = activation or Activation((), Notifier(None), None)
         self.executors = Executors()
         self.store = Store(paths)
         self.events = EventBus()
@@ -95,6 +104,10 @@ class Helper:
         Raises:
             VmgrError: the store or a directory cannot be used.
         """
+        if self.activation.watchdog is not None:
+            self.watchers.start(
+                ping(self.activation.notifier, self.activation.watchdog), name="watchdog"
+            )
         await self.executors.in_store(self.store.open)
         await self.images.reconcile()
         await self.templates.reconcile()
@@ -117,6 +130,7 @@ class Helper:
         self._notices += [
             f"the helper crashed and was started again; the report is {path}" for path in reports
         ]
+        self.watchers.start(session.begin(self), name="machines that start by themselves")
 
     def _image_users(self) -> list[tuple[str, str, int]]:
         return [*self.machines.image_users(), *self.snapshots.image_users()]
@@ -221,6 +235,7 @@ class Helper:
             machines_total=self.machines.count(),
             accelerator=accelerator.name,
             accelerator_reason=accelerator.reason,
+            managed=self.activation.managed,
         )
 
 

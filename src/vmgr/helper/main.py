@@ -29,14 +29,20 @@ from vmgr.helper import crash, watchdog
 from vmgr.helper.context import take_control
 from vmgr.helper.logfile import LogFile
 from vmgr.paths import Paths
+from vmgr.service.activation import listening_socket, take_activation
+from vmgr.service.holder import end_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from typing import NoReturn
+
+    from vmgr.service.activation import Activation, Notifier
 
 __all__ = ["main"]
 
 EXIT_CRASH = 70  # EX_SOFTWARE, see sysexits.h
+_HANDOVER_DEADLINE = 45.0  # seconds; a helper that stops finishes removals that are under way
 log = logging.getLogger(__name__)
 
 
@@ -47,13 +53,15 @@ def main() -> NoReturn:
         "--ready-fd", type=int, help="write `ready`, or `error: JSON`, to this fd and close it"
     )
     options = parser.parse_args()
+    activation = take_activation(os.environ, os.getpid())
     keep = frozenset() if options.ready_fd is None else frozenset({options.ready_fd})
-    take_control(keep)
-    ready = _Ready(options.ready_fd)
+    take_control(keep | set(activation.fds))
+    ready = _Ready(options.ready_fd, activation.notifier)
     try:
         paths = Paths.from_environment()
         paths.ensure()
-        lock = _take_lock(paths)
+        handed = listening_socket(activation, paths.helper_socket)
+        lock = _take_lock(paths, take_over=handed is not None)
     except VmgrError as error:
         ready.failed(error)
         sys.exit(1)
@@ -64,7 +72,7 @@ def main() -> NoReturn:
     fatal.install()
     fatal.on_crash = ready.failed
     try:
-        asyncio.run(_serve(paths, ready, fatal))
+        asyncio.run(_serve(paths, ready, fatal, activation, handed))
     except VmgrError as error:
         log.error("cannot start: %s", error)  # noqa: TRY400 (the sentence says it all)
         ready.failed(error)
@@ -90,18 +98,21 @@ def _let_go_of_stderr() -> None:
 
 
 class _Ready:
-    """Tells the launcher how starting went, once."""
+    """Tells the launcher, or the service manager, how starting went, once."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, notifier: Notifier) -> None:
         self._fd = fd
+        self._notifier = notifier
 
     def done(self) -> None:
+        self._notifier.ready()
         self._say(b"ready\n")
 
     def failed(self, error: VmgrError) -> None:
         # Not by way of the server: it may be what cannot be imported.
         from vmgr.api.models import ErrorBody
 
+        self._notifier.status(error.message)
         if self._fd is None:
             print(f"vmgr-helper: {error}", file=sys.stderr)  # noqa: T201 (run by hand)
         body = ErrorBody(
@@ -156,8 +167,11 @@ class _Fatal:
             os._exit(EXIT_CRASH)
 
 
-def _take_lock(paths: Paths) -> int:
+def _take_lock(paths: Paths, *, take_over: bool) -> int:
     """Hold the helper's lock while this process lives, however it ends.
+
+    Args:
+        take_over: clients reach us and no longer a helper that holds it, so have that one end.
 
     Raises:
         ConflictError: another helper runs.
@@ -172,7 +186,12 @@ def _take_lock(paths: Paths) -> int:
             next_step="check the rights of that directory and the free disk space",
         ) from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not take_over or not end_holder(paths.helper_lock, _HANDOVER_DEADLINE):
+                raise
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         raise ConflictError("a helper is running already") from None
@@ -197,7 +216,20 @@ def _listen(paths: Paths) -> socket.socket:
     return listening
 
 
-async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
+def _unlink(path: Path, inode: int) -> None:
+    """Take our socket's file away, unless another one has taken its place: systemd's, say."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == inode:
+            path.unlink()
+
+
+async def _serve(
+    paths: Paths,
+    ready: _Ready,
+    fatal: _Fatal,
+    activation: Activation,
+    handed: socket.socket | None,
+) -> None:
     # aiohttp and the rest are imported once the cheap ways to fail are behind us.
     from vmgr.helper.api import Api
     from vmgr.helper.helper import Helper
@@ -206,14 +238,18 @@ async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(fatal.on_loop_error)
     log.info("helper %d starts, version %s", os.getpid(), __version__)
-    helper = Helper(paths, fatal)
+    helper = Helper(paths, fatal, activation)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, helper.request_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a terminal's end is no reason to end
     try:
         await helper.start()
-        runner = await serve(make_application(Api(helper)), _listen(paths))
-        log.info("listening on %s", paths.helper_socket)
+        listening = _listen(paths) if handed is None else handed
+        inode = paths.helper_socket.lstat().st_ino if handed is None else None
+        runner = await serve(make_application(Api(helper)), listening)
+        log.info(
+            "listening on %s%s", paths.helper_socket, "" if handed is None else ", for systemd"
+        )
         if watchdog.wanted():
             watchdog.install()
         ready.done()
@@ -221,7 +257,9 @@ async def _serve(paths: Paths, ready: _Ready, fatal: _Fatal) -> None:
         try:
             await helper.wait_for_stop()
         finally:
-            paths.helper_socket.unlink(missing_ok=True)
+            activation.notifier.stopping()
+            if inode is not None:
+                _unlink(paths.helper_socket, inode)
             helper.events.close()
             await runner.cleanup()
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.sandbox import Need, probe_sandbox
 from vmgr.sandbox.cgroup import find_parent, has_controllers
 from vmgr.sandbox.probe import Trial
-from vmgr.sandbox.scope import enter_scope
+from vmgr.sandbox.scope import enter_scope, is_service
 from vmgr.spawner import run
 from vmgr.vmm.commandline import SANDBOX
 
@@ -82,7 +82,11 @@ async def probe_vmm_sandbox(
 async def _parent(executor: Executor) -> tuple[Path | None, str]:
     """Where control groups can be made: where this process is, or in a scope that systemd gives."""
     loop = asyncio.get_running_loop()
-    parent, why = await loop.run_in_executor(executor, find_parent)
+    if await loop.run_in_executor(executor, is_service):
+        # Its group stays whole for the next helper; see vmgr.sandbox.scope.
+        parent, why = None, "the service's own group is not divided"
+    else:
+        parent, why = await loop.run_in_executor(executor, find_parent)
     if parent is not None or not await loop.run_in_executor(executor, has_controllers):
         return parent, why
     refused = await enter_scope()

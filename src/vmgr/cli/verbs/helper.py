@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from vmgr.cli import service
 from vmgr.cli.connection import client
 from vmgr.cli.output import age, bytes_text, fields, print_json
 from vmgr.cli.parser import Parser
+from vmgr.cli.service import runs
 from vmgr.cli.verbs.logs import log_options, print_log, tail_of
 from vmgr.errors import HelperUnavailableError
 
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from vmgr.api.models import HelperStatus
 
 DESCRIPTION = """Start, stop and watch the helper, the process that owns your machines. It is
-started by any command that needs it; machines go on without it."""
+started by any command that needs it; machines go on without it. With `install` systemd looks after
+it: started when needed, again after a crash, machines with your session if they are to
+(autostart.machines), and suspended in time when it ends (shutdown.action)."""
 EXAMPLES = """examples:
+  vmgr helper install
   vmgr helper status --json
   vmgr helper restart                 # machines go on
   vmgr helper logs -f"""
@@ -41,6 +46,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("restart", _restart, "stop it and start it; machines go on"),
         ("status", _status, "show it; exits with 3 when it does not run"),
         ("logs", _logs, "show its log"),
+        ("install", _install, "have systemd look after it; machines go on"),
+        ("uninstall", _uninstall, "undo that; machines go on"),
     ):
         verb = verbs.add_parser(name, help=summary, description=summary)
         if name == "logs":
@@ -49,6 +56,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             verb.add_argument("--json", action="store_true", help="as JSON")
         if name == "stop":
             verb.add_argument("--machines", action="store_true", help="stop the machines as well")
+        if name == "install":
+            verb.add_argument(
+                "--files-only", action="store_true", help="write the files, do not tell systemd"
+            )
         verb.set_defaults(action=action)
 
 
@@ -77,7 +88,7 @@ def _restart(_options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     helper = client(launch=False)
-    if helper.reachable():
+    if runs(helper.paths):
         _show(helper.helper_status(), json=options.json)
         return 0
     if options.json:
@@ -91,10 +102,18 @@ def _logs(options: argparse.Namespace) -> int:
     return print_log(client().helper_logs(follow=options.follow, tail=tail_of(options)))
 
 
+def _install(options: argparse.Namespace) -> int:
+    return service.install(lambda: _end("keep"), files_only=options.files_only)
+
+
+def _uninstall(_options: argparse.Namespace) -> int:
+    return service.uninstall()
+
+
 def _end(machines: Literal["keep", "stop"]) -> int | None:
     """Stop the helper and see it end; its pid, or None when none ran."""
     helper = client(launch=False)
-    if not helper.reachable():
+    if not runs(helper.paths):
         return None
     pid = helper.helper_status().pid
     # Opened while it still answers, so the number is its own.
@@ -121,6 +140,7 @@ def _show(status: HelperStatus, *, json: bool) -> None:
         ("Pid", status.pid),
         ("Version", status.version),
         ("Running for", age(status.uptime)),
+        ("Started by", "systemd" if status.managed else "a command"),
         ("Socket", status.socket),
         ("Memory", bytes_text(status.rss_bytes)),
         ("Machines", f"{status.machines_running} running of {status.machines_total}"),
