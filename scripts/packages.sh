@@ -32,6 +32,8 @@ readonly -a rust_needs=(
 readonly -a test_needs=(
   'iproute2:command ip'
   'procps:command ps'
+  'dbus-daemon:command dbus-daemon'
+  'desktop-file-utils:command desktop-file-validate'
 )
 readonly -a check_needs=(
   'rustfmt-web:cargo_tool fmt'

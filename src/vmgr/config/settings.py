@@ -274,6 +274,8 @@ _TABLE: Final = (
     Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",
             "QEMU's own network where there is no better: without or with the internet (and then "
             "this computer's loopback too), or not at all"),
+    Setting("notifications.show", Choice(("on", "off")), lambda: "on",
+            "Whether the desktop shows what happens to machines: crashes, a disk that fills up"),
     Setting("pool.keep", Duration(1), lambda: 600.0,
             "Seconds after which machines that wait for a run and were not used go"),
     Setting("pool.memory_percent", Count(1, 100), lambda: 25,

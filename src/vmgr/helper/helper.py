@@ -12,6 +12,7 @@ from vmgr._version import __version__
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
 from vmgr.config import Config
+from vmgr.desktop import Notification, Notifications, SessionBus
 from vmgr.errors import VmgrError
 from vmgr.helper import crash, session
 from vmgr.helper.doorbell import Doorbell
@@ -22,6 +23,7 @@ from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
 from vmgr.helper.machines import Machines
 from vmgr.helper.names import Names
+from vmgr.helper.notifying import DiskWatch, follow_events
 from vmgr.helper.policy import Policies
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
@@ -79,6 +81,8 @@ class Helper:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._settings: tuple[object, Config] | None = None
+        self.bus = SessionBus()
+        self.notifications = Notifications(self.bus, self._notifies)
         services = Services(paths, self.executors, self.store, self.events)
         self.network = Network(
             paths,
@@ -108,6 +112,9 @@ class Helper:
             self.watchers.start(
                 ping(self.activation.notifier, self.activation.watchdog), name="watchdog"
             )
+        self.watchers.start(self.bus.run(), name="session bus")
+        self.watchers.start(self.notifications.run(), name="notifications")
+        self.watchers.start(follow_events(self), name="events worth a notification")
         await self.executors.in_store(self.store.open)
         await self.images.reconcile()
         await self.templates.reconcile()
@@ -130,6 +137,15 @@ class Helper:
         self._notices += [
             f"the helper crashed and was started again; the report is {path}" for path in reports
         ]
+        for path in reports:
+            self.notifications.notify(
+                Notification(
+                    "helper",
+                    "vmgr's helper crashed and was started again",
+                    f"Machines went on. The report is {path}",
+                )
+            )
+        self.watchers.start(DiskWatch(self).run(), name="space on the disk")
         self.watchers.start(session.begin(self), name="machines that start by themselves")
 
     def _image_users(self) -> list[tuple[str, str, int]]:
@@ -162,6 +178,12 @@ class Helper:
         await self.ssh.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
+
+    async def _notifies(self) -> bool:
+        try:
+            return (await self.settings()).get("notifications.show") == "on"
+        except VmgrError:
+            return True
 
     async def _sandbox_required(self) -> bool:
         return (await self.settings()).get("sandbox.require") != "filter"

@@ -1,0 +1,237 @@
+"""The helper's connection to the person's session bus, for as long as there is one.
+
+Nothing here is of importance: no bus, a bus that dies or one that does not answer is no error, and
+nobody waits for any of them. The connection is made in the background, and made anew when the bus
+has come back: with lingering the helper outlives many sessions' buses. While connected we own our
+name on it (process rule 10), so that what asks who we are gets an answer.
+
+The D-Bus library has a loop and a thread of its own, which begin with the first bus that is found.
+A bus that dies in the midst of something leaves errors behind in the library that nobody asked for,
+and in the helper's loop those would be fatal (process rule 6). The thread touches nothing of ours:
+it is given coroutines, and hands results and signals to the helper's loop (rule 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from vmgr.identity import APP_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from dbus_fast.aio import MessageBus
+    from dbus_fast.message import Message
+
+    Signal = Callable[[str, list[Any]], None]
+
+__all__ = ["BusError", "SessionBus", "address_of"]
+
+_ANSWER_WITHIN: Final = 10.0
+_LOOK_EVERY: Final = 30.0
+_LONGEST: Final = 4_096
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class BusError(Exception):
+    """There is no bus, or what was called failed."""
+
+
+def address_of(environ: Mapping[str, str]) -> str | None:
+    """Where the session bus is, if anywhere: what is said, or systemd's usual place."""
+    if told := environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return told[:_LONGEST]
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    usual = Path(runtime, "bus")
+    if not runtime.startswith("/") or not usual.is_socket():
+        return None
+    from urllib.parse import quote
+
+    return f"unix:path={quote(os.fspath(usual))}"
+
+
+class SessionBus:
+    """A connection that comes and goes with the session.
+
+    Args:
+        environ: in which the bus is looked for.
+        look_every: seconds after which it is looked for again.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, look_every: float = _LOOK_EVERY
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._look_every = look_every
+        self._home = asyncio.get_running_loop()
+        self._own: asyncio.AbstractEventLoop | None = None
+        self._bus: MessageBus | None = None
+        self._wanted = asyncio.Event()
+        self._signals: dict[str, Signal] = {}
+        self._said = ""
+        self.connections = 0
+        """How many there have been; what was asked of an earlier one is void."""
+
+    @property
+    def connected(self) -> bool:
+        """There is a bus, and we are on it."""
+        return self._bus is not None
+
+    def on_signal(self, interface: str, heard: Signal) -> None:
+        """Have `heard(member, arguments)` called for signals of an interface; before `run`."""
+        self._signals[interface] = heard
+
+    def want(self) -> None:
+        """Look for a bus now, not only after a while."""
+        self._wanted.set()
+
+    async def run(self) -> NoReturn:
+        """Keep connected, until cancelled."""
+        try:
+            while True:
+                address = await asyncio.to_thread(address_of, self._environ)
+                if address is not None:
+                    await self._there(self._live(address))
+                self._wanted.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_every):
+                        await self._wanted.wait()
+        finally:
+            if self._own is not None:
+                self._own.call_soon_threadsafe(self._own.stop)
+                self._own = None
+
+    async def call(
+        self, name: str, path: str, member: str, signature: str = "", *arguments: Any,
+        interface: str | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Call a method of `interface` (that of the same name as the service) and wait for it.
+
+        Raises:
+            BusError: there is no bus, no such service, or it failed or did not answer.
+        """
+        if (bus := self._bus) is None or self._own is None:
+            raise BusError("there is no session bus")
+        return await self._there(
+            _call(bus, name, path, (interface or name, member), signature, arguments)
+        )
+
+    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the library's loop; cancelled, it is cancelled there."""
+        if self._own is None:
+            self._own = asyncio.new_event_loop()
+            self._own.set_exception_handler(_on_error)
+            threading.Thread(
+                target=_turn, args=(self._own,), name="vmgr-session-bus", daemon=True
+            ).start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._own))
+
+    # -- in the library's loop -------------------------------------------------------------------
+
+    async def _live(self, address: str) -> None:
+        """Be on a bus until it has gone; nothing is raised."""
+        bus = await self._connect(address)
+        if bus is None:
+            return
+        self.connections += 1
+        self._bus = bus
+        try:
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 (whatever ended it, it has ended)
+            log.info("the session bus has gone: %r", error)
+        finally:
+            self._bus = None
+            bus.disconnect()
+
+    async def _connect(self, address: str) -> MessageBus | None:
+        bus = None
+        try:
+            from dbus_fast.aio import MessageBus
+
+            async with asyncio.timeout(_ANSWER_WITHIN):
+                bus = await MessageBus(bus_address=address).connect()
+                await self._introduce(bus)
+        except Exception as error:  # noqa: BLE001 (nothing of it may disturb the helper)
+            if (said := repr(error)) != self._said:
+                self._said = said
+                log.info("no session bus at %s: %s", address, said)
+            if bus is not None:
+                bus.disconnect()
+            return None
+        self._said = ""
+        log.info("on the session bus as %s", bus.unique_name)
+        return bus
+
+    async def _introduce(self, bus: MessageBus) -> None:
+        from dbus_fast.constants import NameFlag, RequestNameReply
+
+        taken = await bus.request_name(APP_ID, NameFlag.DO_NOT_QUEUE)
+        if taken is not RequestNameReply.PRIMARY_OWNER:
+            log.info("%s is another helper's on the session bus", APP_ID)
+        bus.add_message_handler(self._heard)
+        for interface in self._signals:
+            rule = f"type='signal',sender='{interface}',interface='{interface}'"
+            dbus = "org.freedesktop.DBus"
+            await _call(bus, dbus, "/org/freedesktop/DBus", (dbus, "AddMatch"), "s", (rule,))
+
+    def _heard(self, message: Message) -> None:
+        from dbus_fast.constants import MessageType
+
+        if message.message_type is MessageType.SIGNAL and message.interface in self._signals:
+            heard = self._signals[message.interface]
+            with contextlib.suppress(RuntimeError):  # the helper's loop has ended
+                self._home.call_soon_threadsafe(heard, message.member or "", message.body)
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """The thread: run the library's loop until it is stopped."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def _on_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.info("session bus: %s: %r", context.get("message"), context.get("exception"))
+
+
+async def _call(  # noqa: PLR0917 (what a message is made of)
+    bus: MessageBus,
+    name: str,
+    path: str,
+    method: tuple[str, str],
+    signature: str,
+    arguments: tuple[Any, ...],
+) -> list[Any]:
+    from dbus_fast.constants import MessageType
+    from dbus_fast.message import Message
+
+    interface, member = method
+    message = Message(
+        destination=name, path=path, interface=interface, member=member,
+        signature=signature, body=list(arguments),
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN):
+            reply = await bus.call(message)
+    except TimeoutError:
+        raise BusError(f"{name} does not answer") from None
+    except Exception as error:
+        raise BusError(f"{member} of {name}: {error!r}") from error
+    if reply.message_type is MessageType.ERROR:
+        raise BusError(f"{member} of {name}: {reply.error_name}: {str(reply.body)[:200]}")
+    body: list[Any] = reply.body
+    return body

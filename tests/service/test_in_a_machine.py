@@ -1,0 +1,173 @@
+"""vmgr installed inside a vmgr machine, with the systemd of a whole Debian: only where asked for.
+
+What it adds to `test_service.py`: a person's manager beside the system's, control groups of version
+2, whose rules decide where machines may be.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Home
+
+PYTHON = Path("/usr/bin/python3").resolve()  # the machine is of this host's release
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.slow,
+    pytest.mark.timeout(2_400),
+    pytest.mark.skipif(
+        os.environ.get("VMGR_TEST_IN_A_MACHINE") != "1",
+        reason="takes minutes; VMGR_TEST_IN_A_MACHINE=1 asks for it",
+    ),
+    pytest.mark.skipif(
+        PYTHON.name != f"python{sys.version_info[0]}.{sys.version_info[1]}",
+        reason="the modules that the tests need are for another Python than this host's own",
+    ),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+_STDLIB_NOT_NEEDED = {"test", "idlelib", "tkinter", "dist-packages", "ensurepip"}
+# Of the packages those that only tests and checks need, by how their names begin.
+_NOT_NEEDED = ("mypy", "ruff", "pip", "hypothesis", "pydantic", "setuptools", "ast_serialize")
+# Of the interpreter's own modules.
+_LIBRARIES = ("libffi.so.8", "libsqlite3.so.0", "libssl.so.3", "libcrypto.so.3", "libexpat.so.1")
+USER = 1000
+PREPARE = f"""
+until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait
+useradd --uid {USER} --create-home person
+mkdir -m 0700 -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}
+systemd-run --quiet --unit=manager --uid={USER} --slice=user-{USER}.slice --service-type=notify \\
+  --property=Delegate=yes -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
+  /lib/systemd/systemd --user
+"""
+AS_PERSON = (
+    "systemd-run", "--quiet", "--wait", "--pipe", f"--uid={USER}", f"--slice=user-{USER}.slice",
+    "--property=Delegate=no", "-E", f"XDG_RUNTIME_DIR=/run/user/{USER}", "-E", "HOME=/home/person",
+    "sh", "-euxc",
+)  # fmt: skip
+# A helper, as far as systemd and control groups go, with a process for a machine: the machine in
+# which it runs has no QEMU.
+STAND_IN = """
+import asyncio, os, signal, subprocess
+from vmgr.sandbox import cgroup
+from vmgr.sandbox.scope import enter_scope, is_service
+from vmgr.service.activation import take_activation
+activation = take_activation(os.environ, os.getpid())
+assert is_service()
+said = asyncio.run(enter_scope())
+assert said is None, said
+parent, why = cgroup.find_parent()
+assert parent is not None, why
+group = cgroup.make_group(parent, f"{os.getpid():012x}", cgroup.GroupLimits(1, 64 << 20))
+child = subprocess.Popen(["sleep", "100000"], start_new_session=True)
+cgroup.attach(group, child.pid)
+with open("/home/person/machines", "a") as file:
+    file.write(f"{child.pid}\\n")
+activation.notifier.ready()
+signal.pause()
+"""
+REAL = """
+vmgr() { python3 -P -m vmgr.cli "$@"; }
+pid() { systemctl --user show vmgr-helper --property MainPID --value; }
+vmgr ls
+vmgr helper install
+vmgr helper status
+[ "$(systemctl --user show vmgr-helper --property ActiveState --value)" = active ]
+first=$(pid)
+systemctl --user restart vmgr-helper
+vmgr ls
+[ "$(pid)" != "$first" ]
+vmgr doctor --audit >/dev/null
+vmgr helper stop
+! vmgr helper status
+vmgr ls
+[ "$(pid)" != 0 ]
+
+mkdir -p ~/.config/systemd/user/vmgr-helper.service.d
+printf '[Service]\\nWatchdogSec=10\\n' >~/.config/systemd/user/vmgr-helper.service.d/watchdog.conf
+systemctl --user daemon-reload
+systemctl --user restart vmgr-helper
+hung=$(pid)
+kill -STOP "$hung"
+tail --pid="$hung" -f /dev/null
+vmgr ls
+[ "$(pid)" != "$hung" ]
+"""
+GROUPS = """
+pid() { systemctl --user show vmgr-helper --property MainPID --value; }
+cat >~/.config/systemd/user/vmgr-helper.service.d/stand-in.conf <<'END'
+[Service]
+ExecStart=
+ExecStart=/usr/bin/python3 -P /opt/stand_in.py
+WatchdogSec=0
+END
+systemctl --user daemon-reload
+for round in 1 2 3; do systemctl --user restart vmgr-helper; done
+killed=$(pid)
+kill -KILL "$killed"
+tail --pid="$killed" -f /dev/null
+systemctl --user start vmgr-helper
+[ "$(wc -l <~/machines)" = 4 ]
+for machine in $(cat ~/machines); do
+  kill -0 "$machine"
+  grep vmgr-machine- "/proc/$machine/cgroup"
+done
+systemctl --user stop vmgr-session
+systemctl --user stop vmgr-helper.socket vmgr-helper
+for machine in $(cat ~/machines); do kill -0 "$machine"; kill "$machine"; done
+"""
+
+
+def archive() -> Iterator[tuple[str, Path]]:
+    """What the machine gets: path there, path here."""
+    yield str(PYTHON)[1:], PYTHON
+    yield f"usr/lib/{PYTHON.name}", Path("/usr/lib") / PYTHON.name
+    yield "usr/lib/python3/dist-packages/vmgr", ROOT / "src/vmgr"
+    for name in _LIBRARIES:
+        for found in Path("/usr/lib").glob(f"*-linux-gnu/{name}"):
+            yield str(found)[1:], found.resolve()
+    for package in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        name = package.name.lower()
+        if name.endswith(".pth"):
+            continue
+        if not name.startswith((*_NOT_NEEDED, "_", "vmgr")) or name.startswith("_cffi"):
+            yield f"usr/lib/python3/dist-packages/{package.name}", package
+
+
+def packed() -> bytes:
+    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.uid = member.gid = 0
+        parts = Path(member.name).parts
+        below = parts[:3] == ("usr", "lib", PYTHON.name)
+        return None if below and _STDLIB_NOT_NEEDED & set(parts) else member
+
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as file:
+        for there, here in archive():
+            file.add(here, there, filter=wanted)
+        script = tarfile.TarInfo("opt/stand_in.py")
+        script.size = len(STAND_IN)
+        file.addfile(script, io.BytesIO(STAND_IN.encode()))
+    return content.getvalue()
+
+
+def test_vmgr_in_a_machine(home: Home) -> None:
+    home.vmgr("create", "m", "--image", "debian", "--memory", "1G", "--cpus", "2")
+    home.vmgr("start", "m")
+    home.vmgr("exec", "-i", "m", "--", "tar", "-x", "-C", "/", stdin=packed(), deadline=600)
+    home.vmgr("exec", "m", "--", "ln", "-sf", str(PYTHON), "/usr/bin/python3")
+    home.vmgr("exec", "m", "--", "sh", "-c", PREPARE)
+    for script in (REAL, GROUPS):
+        done = home.vmgr("exec", "m", "--", *AS_PERSON, script, check=False, deadline=900)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()[-8000:]
