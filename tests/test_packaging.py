@@ -42,6 +42,8 @@ def test_wheel_carries_an_executable_static_agent(wheel: Path) -> None:
         entry = archive.getinfo("vmgr/_bin/vmgr-agent")
         assert stat.S_IMODE(entry.external_attr >> 16) == 0o755
         assert archive.read(entry)[:4] == b"\x7fELF"
+        shared = [name for name in archive.namelist() if ".data/data/share/" in name]
+    assert sorted(Path(name).suffix for name in shared) == [".desktop", ".svg", ".xml"]
 
 
 @pytest.mark.slow

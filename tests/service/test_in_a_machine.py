@@ -129,6 +129,28 @@ for machine in $(cat ~/machines); do kill -0 "$machine"; kill "$machine"; done
 """
 
 
+# The session's end, as the person's manager is stopped: machines are there until the unit of the
+# session has done its work, and the scope that they are in ends only then.
+LAST_WORDS = """
+rm ~/machines
+mkdir -p ~/.config/systemd/user/vmgr-session.service.d
+cat >~/last.sh <<'END'
+sleep 3
+for machine in $(cat ~/machines); do kill -0 "$machine" && echo alive; done >~/last
+END
+printf '[Service]\\nExecStop=\\nExecStop=/bin/sh %%h/last.sh\\n' \
+  >~/.config/systemd/user/vmgr-session.service.d/test.conf
+systemctl --user daemon-reload
+systemctl --user start vmgr-helper vmgr-session
+[ "$(wc -l <~/machines)" = 1 ]
+"""
+SESSION_END = """
+systemctl stop manager
+[ "$(cat /home/person/last)" = alive ]
+! kill -0 "$(cat /home/person/machines)"
+"""
+
+
 def archive() -> Iterator[tuple[str, Path]]:
     """What the machine gets: path there, path here."""
     yield str(PYTHON)[1:], PYTHON
@@ -168,6 +190,8 @@ def test_vmgr_in_a_machine(home: Home) -> None:
     home.vmgr("exec", "-i", "m", "--", "tar", "-x", "-C", "/", stdin=packed(), deadline=600)
     home.vmgr("exec", "m", "--", "ln", "-sf", str(PYTHON), "/usr/bin/python3")
     home.vmgr("exec", "m", "--", "sh", "-c", PREPARE)
-    for script in (REAL, GROUPS):
+    for script in (REAL, GROUPS, LAST_WORDS):
         done = home.vmgr("exec", "m", "--", *AS_PERSON, script, check=False, deadline=900)
         assert done.returncode == 0, (done.stdout + done.stderr).decode()[-8000:]
+    done = home.vmgr("exec", "m", "--", "sh", "-euxc", SESSION_END, check=False, deadline=300)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()[-8000:]

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import logging
 import os
@@ -34,7 +35,6 @@ from vmgr.service.holder import end_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import NoReturn
 
     from vmgr.service.activation import Activation, Notifier
@@ -56,6 +56,8 @@ def main() -> NoReturn:
     activation = take_activation(os.environ, os.getpid())
     keep = frozenset() if options.ready_fd is None else frozenset({options.ready_fd})
     take_control(keep | set(activation.fds))
+    if activation.watchdog is not None:
+        faulthandler.enable()  # by SIGABRT the watchdog ends us: where we hang is for the journal
     ready = _Ready(options.ready_fd, activation.notifier)
     try:
         paths = Paths.from_environment()
@@ -216,13 +218,6 @@ def _listen(paths: Paths) -> socket.socket:
     return listening
 
 
-def _unlink(path: Path, inode: int) -> None:
-    """Take our socket's file away, unless another one has taken its place: systemd's, say."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.lstat().st_ino == inode:
-            path.unlink()
-
-
 async def _serve(
     paths: Paths,
     ready: _Ready,
@@ -233,6 +228,7 @@ async def _serve(
     # aiohttp and the rest are imported once the cheap ways to fail are behind us.
     from vmgr.helper.api import Api
     from vmgr.helper.helper import Helper
+    from vmgr.helper.reachable import inode_of, stop_when_unreachable
     from vmgr.helper.server import make_application, serve
 
     loop = asyncio.get_running_loop()
@@ -245,7 +241,7 @@ async def _serve(
     try:
         await helper.start()
         listening = _listen(paths) if handed is None else handed
-        inode = paths.helper_socket.lstat().st_ino if handed is None else None
+        inode = inode_of(paths.helper_socket)
         runner = await serve(make_application(Api(helper)), listening)
         log.info(
             "listening on %s%s", paths.helper_socket, "" if handed is None else ", for systemd"
@@ -254,12 +250,17 @@ async def _serve(
             watchdog.install()
         ready.done()
         fatal.on_crash = None
+        helper.watchers.start(
+            stop_when_unreachable(paths.helper_socket, inode, helper.stopping, helper.request_stop),
+            name="can we be reached",
+        )
         try:
             await helper.wait_for_stop()
         finally:
             activation.notifier.stopping()
-            if inode is not None:
-                _unlink(paths.helper_socket, inode)
+            # systemd's stays, and so does one that has taken the place of ours.
+            if handed is None and inode_of(paths.helper_socket) == inode:
+                paths.helper_socket.unlink(missing_ok=True)
             helper.events.close()
             await runner.cleanup()
     finally:

@@ -58,26 +58,32 @@ def notification_of(helper: Helper, event: Event) -> Notification | None:
             )  # fmt: skip
         case "machine.autostart-failed":
             made = Notification(
-                "autostart", f"{name} was not started", str(data.get("reason")), about=name
+                "autostart", f"{name} was not started", _sentence(data.get("reason")), about=name
             )
         case "template.failed":
             made = Notification(
                 "template", "A template could not be built",
-                f"{data.get('reason')}. Machines of this kind boot instead, which takes longer.",
+                f"{_sentence(data.get('reason'))} Machines of this kind boot, which takes longer.",
                 about=str(data.get("key")), urgency="low",
                 actions=(_show(helper, "Show log", helper.paths.helper_log),),
             )  # fmt: skip
         case "port.opened" if data.get("problem") and data.get("port") != data.get("guest_port"):
             made = Notification(
                 "port", f"Port {data.get('guest_port')} of {name} is {data.get('port')} here",
-                str(data["problem"]), about=f"{name} {data.get('guest_port')}", urgency="low",
+                _sentence(data["problem"]), about=f"{name} {data.get('guest_port')}", urgency="low",
             )  # fmt: skip
         case "port.failed":
             made = Notification(
                 "port", f"Port {data.get('port')} of {name} is not reached",
-                str(data.get("problem")), about=f"{name} {data.get('port')}",
+                _sentence(data.get("problem")), about=f"{name} {data.get('port')}",
             )  # fmt: skip
     return made
+
+
+def _sentence(reason: object) -> str:
+    """A reason, as it stands alone."""
+    text = str(reason)
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _crashed(helper: Helper, name: str, data: dict[str, Any]) -> Notification | None:
@@ -90,8 +96,8 @@ def _crashed(helper: Helper, name: str, data: dict[str, Any]) -> Notification | 
     paths = machine.paths
     where = paths.console_log if data.get("cause") == "panic" else paths.vmm_log
     return Notification(
-        "crash", f"{name} has crashed", str(data.get("reason")), about=name, urgency="critical",
-        actions=(_show(helper, "Show log", where),),
+        "crash", f"{name} has crashed", _sentence(data.get("reason")), about=name,
+        urgency="critical", actions=(_show(helper, "Show log", where),),
     )  # fmt: skip
 
 
