@@ -39,6 +39,7 @@ async def test_what_log_out_means(
         monkeypatch.chdir(private.parent)  # an address holds 107 bytes
         listening.bind(private.name)
         assert "vmgr helper install" in (await manager.service_manager(host)).summary
+    private.unlink()  # nobody would answer
     environ = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
     written = write(service(host.paths, environ))
     assert write(service(host.paths, environ)) == [], "once is enough"

@@ -43,12 +43,13 @@ _NOT_NEEDED = ("mypy", "ruff", "pip", "hypothesis", "pydantic", "setuptools", "a
 # Of the interpreter's own modules.
 _LIBRARIES = ("libffi.so.8", "libsqlite3.so.0", "libssl.so.3", "libcrypto.so.3", "libexpat.so.1")
 USER = 1000
+# What user@.service is, without PAM, which this image has no rules of for it.
 PREPARE = f"""
 until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait
 useradd --uid {USER} --create-home person
 mkdir -m 0700 -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}
 systemd-run --quiet --unit=manager --uid={USER} --slice=user-{USER}.slice --service-type=notify \\
-  --property=Delegate=yes -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
+  --property=Delegate=yes --property=KillMode=mixed --property=TimeoutStopSec=120 -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
   /lib/systemd/systemd --user
 """
 AS_PERSON = (

@@ -59,6 +59,8 @@ def it_is_handed_over(home: Home, manager: Manager) -> int:
     assert manager.show("vmgr-helper.service", "ActiveState") == "active", "it said READY=1"
     assert not {"SECRET_TOKEN", "DISPLAY"} & environment_of(pid)
     assert home.vmgr("doctor", "--audit").returncode == 0
+    check = next(c for c in home.json("doctor")["checks"] if c["name"] == "service manager")
+    assert check["status"] == "ok", check
     return pid
 
 
