@@ -49,7 +49,8 @@ until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-runni
 useradd --uid {USER} --create-home person
 mkdir -m 0700 -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}
 systemd-run --quiet --unit=manager --uid={USER} --slice=user-{USER}.slice --service-type=notify \\
-  --property=Delegate=yes --property=KillMode=mixed --property=TimeoutStopSec=120 -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
+  --property=Delegate=yes --property=KillMode=mixed --property=TimeoutStopSec=120 \\
+  -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
   /lib/systemd/systemd --user
 """
 AS_PERSON = (

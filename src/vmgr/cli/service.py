@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import getpass
 import os
 from typing import TYPE_CHECKING, Final
 
 from vmgr.cli.connection import client
 from vmgr.client import launch
-from vmgr.config import Config
 from vmgr.errors import HelperUnavailableError, StateError, UnsupportedError
 from vmgr.identity import SERVICE_UNIT, SESSION_UNIT, SOCKET_UNIT, UNITS
-from vmgr.service import install as files
 from vmgr.service.holder import lock_holder
 from vmgr.service.systemd import (
     has_user_manager,
@@ -25,6 +21,7 @@ from vmgr.service.systemd import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from vmgr.paths import Paths
 
@@ -58,15 +55,20 @@ def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
             next_step="nothing is needed: the helper is started by the command that needs it "
             "(with su or sudo: log in, or use machinectl shell)",
         )
+    from vmgr.service import install as files
+
     wanted = {**files.service(paths, os.environ), **files.identity(os.environ)}
     paths.ensure()
     written = files.write(wanted)
     for path in written:
         print(f"wrote {path}")
     if files_only:
-        print("systemd was not told; the units begin to count with your next session, once enabled")
+        print(
+            "systemd was not told. To have it use them: "
+            f"systemctl --user enable --now {SOCKET_UNIT} {SESSION_UNIT}"
+        )
         return 0
-    asyncio.run(_hand_over(paths, end_helper))
+    _hand_over(paths, end_helper)
     status = client().helper_status()
     print(
         f"systemd looks after the helper (pid {status.pid}); {_machines(status.machines_running)}"
@@ -75,15 +77,15 @@ def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
     return 0
 
 
-async def _hand_over(paths: Paths, end_helper: Callable[[], object]) -> None:
-    await systemctl("daemon-reload")
+def _hand_over(paths: Paths, end_helper: Callable[[], object]) -> None:
+    _systemctl("daemon-reload")
     # One that is systemd's has begun with the old units; one that is not would keep the lock.
     if lock_holder(paths.helper_lock) is not None:
-        await asyncio.to_thread(end_helper)
-    await systemctl("enable", SOCKET_UNIT, SESSION_UNIT)
+        end_helper()
+    _systemctl("enable", SOCKET_UNIT, SESSION_UNIT)
     with contextlib.suppress(StateError):  # none has failed
-        await systemctl("reset-failed", *UNITS)
-    await systemctl("start", SOCKET_UNIT, SESSION_UNIT)
+        _systemctl("reset-failed", *UNITS)
+    _systemctl("start", SOCKET_UNIT, SESSION_UNIT)
 
 
 def uninstall() -> int:
@@ -93,8 +95,7 @@ def uninstall() -> int:
         StateError: a file could not be deleted, or systemd refuses.
     """
     paths = client(launch=False).paths
-    there = has_user_manager(os.environ)
-    removed = asyncio.run(_take_back(paths)) if there else _remove(paths)
+    removed = _take_back(paths) if has_user_manager(os.environ) else _remove(paths)
     for path in removed:
         print(f"removed {path}")
     print(
@@ -104,29 +105,38 @@ def uninstall() -> int:
     return 0
 
 
-async def _take_back(paths: Paths) -> list[object]:
+def _take_back(paths: Paths) -> list[Path]:
     if is_installed(os.environ):
         # By its own unit, so that only the helper is stopped.
-        await systemctl("stop", SOCKET_UNIT, SERVICE_UNIT)
-        await systemctl("disable", SOCKET_UNIT, SESSION_UNIT)
+        _systemctl("stop", SOCKET_UNIT, SERVICE_UNIT)
+        _systemctl("disable", SOCKET_UNIT, SESSION_UNIT)
     removed = _remove(paths)
     # Its command at the end finds vmgr uninstalled, and so leaves the machines alone. systemd must
     # not have read the units anew by then.
     with contextlib.suppress(StateError):  # it was not started
-        await systemctl("stop", SESSION_UNIT)
-    await systemctl("daemon-reload")
+        _systemctl("stop", SESSION_UNIT)
+    _systemctl("daemon-reload")
     return removed
 
 
-def _remove(paths: Paths) -> list[object]:
-    wanted = [unit_directory(os.environ) / name for name in UNITS]
-    return [*files.remove([*wanted, paths.service_environment, *files.identity(os.environ)])]
+def _remove(paths: Paths) -> list[Path]:
+    from vmgr.service import install as files
+
+    units = [unit_directory(os.environ) / name for name in UNITS]
+    return files.remove([*units, paths.service_environment, *files.identity(os.environ)])
+
+
+def _systemctl(*arguments: str) -> None:
+    import asyncio
+
+    asyncio.run(systemctl(*arguments))
 
 
 def session_begin() -> int:
     """Have the helper start where machines are to start with the session."""
-    paths = client(launch=False).paths
-    if Config.load(paths).get("autostart.machines"):
+    from vmgr.config import Config
+
+    if Config.load(client(launch=False).paths).get("autostart.machines"):
         client().helper_status()
     return 0
 
@@ -154,6 +164,10 @@ def _machines(running: int) -> str:
 
 
 def _explain_lingering() -> None:
+    import getpass
+
+    from vmgr.config import Config
+
     user = getpass.getuser()
     action = str(Config.load(client(launch=False).paths).get("shutdown.action"))
     does = {

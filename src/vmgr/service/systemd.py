@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import StateError, UnsupportedError
-from vmgr.spawner import ProcessFailedError, StopPolicy, minimal_environment, run
+from vmgr.identity import SOCKET_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,6 @@ def unit_directory(environ: Mapping[str, str]) -> Path:
 
 def is_installed(environ: Mapping[str, str]) -> bool:
     """Whether vmgr's units are written."""
-    from vmgr.identity import SOCKET_UNIT
-
     return (unit_directory(environ) / SOCKET_UNIT).exists()
 
 
@@ -51,6 +49,9 @@ async def systemctl(*arguments: str) -> str:
         UnsupportedError: there is no systemctl.
         StateError: it failed.
     """
+    # Not at the top: `vmgr helper status` asks whether we are installed, and nothing else.
+    from vmgr.spawner import ProcessFailedError, StopPolicy, minimal_environment, run
+
     environment = minimal_environment()
     for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         if name in os.environ:
