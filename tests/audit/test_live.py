@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 
+AS_A_FUNCTION = "from vmgr.helper.main import main; main()"
+
 
 def audit(home: Home) -> Any:
     done = home.vmgr("doctor", "--audit", "--json", check=False)
@@ -76,10 +78,10 @@ def test_all_rules_are_kept_with_machines_under_load_and_after_a_restart(home: H
 
 
 def test_a_broken_rule_is_told_and_exits_with_1(bare_home: Home) -> None:
-    """A helper that somebody starts by hand, with a token in the environment."""
+    """A helper that was not started as a program, which would have rid itself of the token."""
     ready, told = os.pipe()
     helper = subprocess.Popen(
-        [sys.executable, "-P", "-m", "vmgr.helper", "--ready-fd", str(told)],
+        [sys.executable, "-P", "-c", AS_A_FUNCTION, "--ready-fd", str(told)],
         env={**bare_home.environment, "A_TOKEN": "hunter2"}, pass_fds=(told,),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
