@@ -20,6 +20,7 @@ readonly -a ordinary_part=(
   tests/helper/test_templates.py::test_two_machines_of_one_template_share_nothing_that_they_should_not
   tests/image/test_{disk,files}.py
   tests/network/test_fallback.py
+  tests/service
   tests/test_dev.py
   tests/vmm/test_{accelerator,isolation}.py
 )

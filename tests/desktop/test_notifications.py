@@ -11,7 +11,7 @@ from tests.conftest import short_directory
 from tests.desktop.desktop import Daemon, Desktop, needs_bus
 
 from vmgr.desktop import Action, Notification, Notifications, SessionBus
-from vmgr.desktop.bus import BusError, address_of
+from vmgr.desktop.bus import BusError, addresses_of
 from vmgr.desktop.notifications import BURST, plain
 from vmgr.identity import APP_ID
 
@@ -214,12 +214,23 @@ async def test_without_a_bus_nothing_happens(place: Path) -> None:
 
 
 def test_where_the_bus_is(place: Path) -> None:
-    assert address_of({}) is None
-    assert address_of({"XDG_RUNTIME_DIR": str(place)}) is None
-    assert address_of({"DBUS_SESSION_BUS_ADDRESS": "unix:path=/x"}) == "unix:path=/x"
+    assert addresses_of({}) == []
+    assert addresses_of({"XDG_RUNTIME_DIR": str(place)}) == []
+    told = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/x", "XDG_RUNTIME_DIR": str(place)}
+    assert addresses_of(told) == ["unix:path=/x"]
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(place / "bus"))
-        assert address_of({"XDG_RUNTIME_DIR": str(place)}) == f"unix:path={place}/bus"
+        assert addresses_of(told) == ["unix:path=/x", f"unix:path={place}/bus"]
+        told["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={place}/bus"
+        assert addresses_of(told) == [f"unix:path={place}/bus"]
+
+
+async def test_the_bus_of_a_session_that_has_ended(daemon: Daemon, place: Path) -> None:
+    for told in (f"unix:path={place}/gone", "nonsense", "tcp:host=,port=x"):
+        bus = SessionBus({"DBUS_SESSION_BUS_ADDRESS": told, "XDG_RUNTIME_DIR": str(place)})
+        async with running(bus):
+            await connected(bus)
+    assert daemon.address == f"unix:path={place}/bus"
 
 
 def test_texts_are_bounded() -> None:

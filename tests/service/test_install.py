@@ -34,6 +34,16 @@ def test_where_there_is_no_user_manager(bare_home: Home) -> None:
     again = bare_home.vmgr("helper", "install", "--files-only").stdout.decode()
     assert "wrote" not in again
 
+    # Units have one name each.
+    trial = bare_home.root / "trial"
+    trial.mkdir()
+    mine = dict(bare_home.environment)
+    bare_home.environment["VMGR_HOME"] = str(trial)
+    for verb in ("install", "uninstall"):
+        done = bare_home.vmgr("helper", verb, *["--files-only"][: verb == "install"], check=False)
+        assert b"another vmgr of yours" in done.stderr
+    bare_home.environment = mine
+
     # The helper is started by commands as before, and `status` sees it.
     assert bare_home.vmgr("helper", "status", check=False).returncode == 3
     bare_home.vmgr("ls")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from vmgr.cli.connection import client
 from vmgr.client import launch
-from vmgr.errors import HelperUnavailableError, StateError, UnsupportedError
+from vmgr.errors import ConflictError, HelperUnavailableError, StateError, UnsupportedError
 from vmgr.identity import SERVICE_UNIT, SESSION_UNIT, SOCKET_UNIT, UNITS
 from vmgr.service.holder import lock_holder
 from vmgr.service.systemd import (
     has_user_manager,
+    installed_socket,
     is_installed,
     lingers,
     systemctl,
@@ -34,7 +35,7 @@ def runs(paths: Paths) -> bool:
     """Whether a helper runs. Where systemd listens for it, to connect would be to start one."""
     if lock_holder(paths.helper_lock) is not None:
         return True
-    return not is_installed(os.environ) and client(launch=False).reachable()
+    return not is_installed(os.environ, paths.helper_socket) and client(launch=False).reachable()
 
 
 def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
@@ -46,6 +47,7 @@ def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
 
     Raises:
         UnsupportedError: there is no user manager.
+        ConflictError: systemd looks after another vmgr of this person's.
         StateError: a file could not be written, or systemd refuses.
     """
     paths = client(launch=False).paths
@@ -55,6 +57,7 @@ def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
             next_step="nothing is needed: the helper is started by the command that needs it "
             "(with su or sudo: log in, or use machinectl shell)",
         )
+    _refuse_anothers(paths)
     from vmgr.service import install as files
 
     wanted = {**files.service(paths, os.environ), **files.identity(os.environ)}
@@ -77,6 +80,16 @@ def install(end_helper: Callable[[], object], *, files_only: bool) -> int:
     return 0
 
 
+def _refuse_anothers(paths: Paths) -> None:
+    """Units have one name each: those of a trial (`VMGR_HOME`) would take the place of the rest."""
+    there = installed_socket(os.environ)
+    if there is not None and there != paths.helper_socket:
+        raise ConflictError(
+            f"systemd looks after another vmgr of yours, at {there}",
+            next_step="uninstall that one first, with the VMGR_HOME that it was installed with",
+        )
+
+
 def _hand_over(paths: Paths, end_helper: Callable[[], object]) -> None:
     _systemctl("daemon-reload")
     # One that is systemd's has begun with the old units; one that is not would keep the lock.
@@ -92,9 +105,11 @@ def uninstall() -> int:
     """Take it back. Machines go on, and the next command starts a helper of its own.
 
     Raises:
+        ConflictError: systemd looks after another vmgr of this person's.
         StateError: a file could not be deleted, or systemd refuses.
     """
     paths = client(launch=False).paths
+    _refuse_anothers(paths)
     removed = _take_back(paths) if has_user_manager(os.environ) else _remove(paths)
     for path in removed:
         print(f"removed {path}")
@@ -106,7 +121,7 @@ def uninstall() -> int:
 
 
 def _take_back(paths: Paths) -> list[Path]:
-    if is_installed(os.environ):
+    if is_installed(os.environ, paths.helper_socket):
         # By its own unit, so that only the helper is stopped.
         _systemctl("stop", SOCKET_UNIT, SERVICE_UNIT)
         _systemctl("disable", SOCKET_UNIT, SESSION_UNIT)
@@ -143,9 +158,9 @@ def session_begin() -> int:
 
 def session_end() -> int:
     """Do with the machines what `shutdown.action` says, then end the helper."""
-    if not is_installed(os.environ):  # it is just being taken back
-        return 0
     paths = client(launch=False).paths
+    if not is_installed(os.environ, paths.helper_socket):  # it is just being taken back
+        return 0
     if lock_holder(paths.helper_lock) is None:
         if not paths.machines.is_dir() or not any(paths.machines.iterdir()):
             return 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Signal = Callable[[str, list[Any]], None]
 
-__all__ = ["BusError", "SessionBus", "address_of"]
+__all__ = ["BusError", "SessionBus", "addresses_of"]
 
 _ANSWER_WITHIN: Final = 10.0
 _LOOK_EVERY: Final = 30.0
@@ -46,17 +46,21 @@ class BusError(Exception):
     """There is no bus, or what was called failed."""
 
 
-def address_of(environ: Mapping[str, str]) -> str | None:
-    """Where the session bus is, if anywhere: what is said, or systemd's usual place."""
+def addresses_of(environ: Mapping[str, str]) -> list[str]:
+    """Where the session bus may be: what is said, and systemd's usual place.
+
+    What is said is of the session in which the helper was started, and that may have ended.
+    """
+    found = []
     if told := environ.get("DBUS_SESSION_BUS_ADDRESS"):
-        return told[:_LONGEST]
+        found.append(told[:_LONGEST])
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     usual = Path(runtime, "bus")
-    if not runtime.startswith("/") or not usual.is_socket():
-        return None
-    from urllib.parse import quote
+    if runtime.startswith("/") and usual.is_socket():
+        from urllib.parse import quote
 
-    return f"unix:path={quote(os.fspath(usual))}"
+        found.append(f"unix:path={quote(os.fspath(usual))}")
+    return list(dict.fromkeys(found))
 
 
 class SessionBus:
@@ -77,7 +81,8 @@ class SessionBus:
         self._bus: MessageBus | None = None
         self._wanted = asyncio.Event()
         self._signals: dict[str, Signal] = {}
-        self._said = ""
+        self._said: dict[str, str] = {}
+        """What was last wrong at an address."""
         self.connections = 0
         """How many there have been; what was asked of an earlier one is void."""
 
@@ -98,8 +103,7 @@ class SessionBus:
         """Keep connected, until cancelled."""
         try:
             while True:
-                address = await asyncio.to_thread(address_of, self._environ)
-                if address is not None:
+                for address in await asyncio.to_thread(addresses_of, self._environ):
                     await self._there(self._live(address))
                 self._wanted.clear()
                 with contextlib.suppress(TimeoutError):
@@ -161,13 +165,13 @@ class SessionBus:
                 bus = await MessageBus(bus_address=address).connect()
                 await self._introduce(bus)
         except Exception as error:  # noqa: BLE001 (nothing of it may disturb the helper)
-            if (said := repr(error)) != self._said:
-                self._said = said
+            if (said := repr(error)) != self._said.get(address):
+                self._said[address] = said
                 log.info("no session bus at %s: %s", address, said)
             if bus is not None:
                 bus.disconnect()
             return None
-        self._said = ""
+        self._said.pop(address, None)
         log.info("on the session bus as %s", bus.unique_name)
         return bus
 

@@ -25,7 +25,11 @@ _FIX: Final = "vmgr helper install"
 async def service_manager(host: Host) -> Check:
     """Whether systemd has the helper, as it should, and until when machines run."""
     found = await asyncio.get_running_loop().run_in_executor(host.executor, _look, host)
-    if found.status != "ok" or not is_installed(os.environ) or not has_user_manager(os.environ):
+    if (
+        found.status != "ok"
+        or not is_installed(os.environ, host.paths.helper_socket)
+        or not has_user_manager(os.environ)
+    ):
         return found
     try:
         state = (
@@ -39,7 +43,7 @@ async def service_manager(host: Host) -> Check:
 
 
 def _look(host: Host) -> Check:
-    if not is_installed(os.environ):
+    if not is_installed(os.environ, host.paths.helper_socket):
         if not has_user_manager(os.environ):
             return good(_NAME, "none: the helper is started by the command that needs it")
         return good(

@@ -12,9 +12,17 @@ from vmgr.identity import SOCKET_UNIT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["has_user_manager", "is_installed", "lingers", "systemctl", "unit_directory"]
+__all__ = [
+    "has_user_manager",
+    "installed_socket",
+    "is_installed",
+    "lingers",
+    "systemctl",
+    "unit_directory",
+]
 
 _DEADLINE: Final = 150.0
+_LISTENS: Final = "ListenStream="
 _LINGER: Final = Path("/var/lib/systemd/linger")
 
 
@@ -26,9 +34,24 @@ def unit_directory(environ: Mapping[str, str]) -> Path:
     return base / "systemd/user"
 
 
-def is_installed(environ: Mapping[str, str]) -> bool:
-    """Whether vmgr's units are written."""
-    return (unit_directory(environ) / SOCKET_UNIT).exists()
+def installed_socket(environ: Mapping[str, str]) -> Path | None:
+    """Where vmgr's socket unit listens; None: there is no such unit."""
+    try:
+        text = (unit_directory(environ) / SOCKET_UNIT).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    told = next((line for line in text.splitlines() if line.startswith(_LISTENS)), _LISTENS)
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    # What `vmgr.service.units` writes.
+    path = told.removeprefix(_LISTENS)
+    if path.startswith("%t/"):
+        path = runtime.replace("%", "%%") + path.removeprefix("%t")
+    return Path(path.replace("%%", "%"))
+
+
+def is_installed(environ: Mapping[str, str], socket: Path) -> bool:
+    """Whether systemd's units are those of the helper that listens at `socket`."""
+    return installed_socket(environ) == socket
 
 
 def has_user_manager(environ: Mapping[str, str]) -> bool:
