@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmgr._version import __version__
 from vmgr.cli.connection import client
 from vmgr.cli.output import fields, print_json
+from vmgr.cli.service import runs
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
     running = client(launch=False)
-    helper = running.version() if running.reachable() else None
+    helper = running.version() if runs(running.paths) else None
     if options.json:
         print_json({"version": __version__, "helper": helper})
         return 0
