@@ -56,9 +56,10 @@ class Systemd:
             yield process
             process.kill()
 
-    def wait_for(self, line: bytes) -> None:
-        while self.notified.recv(4096) != line:
-            pass
+    def wait_for(self, *lines: bytes) -> None:
+        left = set(lines)
+        while left:
+            left.discard(self.notified.recv(4096))
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def systemd(bare_home: Home) -> Iterator[Systemd]:
 
 def test_the_socket_is_used_and_readiness_told(bare_home: Home, systemd: Systemd) -> None:
     with systemd.service(WATCHDOG_USEC="600000") as helper:
-        systemd.wait_for(b"READY=1")
+        systemd.wait_for(b"STATUS=no machine runs", b"READY=1")
         status = bare_home.json("helper", "status")
         assert (status["pid"], status["managed"]) == (helper.pid, True)
         systemd.wait_for(b"WATCHDOG=1")

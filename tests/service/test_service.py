@@ -57,6 +57,7 @@ def it_is_handed_over(home: Home, manager: Manager) -> int:
     pid = int(now["pid"])
     assert manager.show("vmgr-helper.service", "MainPID") == str(pid)
     assert manager.show("vmgr-helper.service", "ActiveState") == "active", "it said READY=1"
+    assert manager.show("vmgr-helper.service", "StatusText") == "1 machine runs"
     assert not {"SECRET_TOKEN", "DISPLAY"} & environment_of(pid)
     assert home.vmgr("doctor", "--audit").returncode == 0
     check = next(c for c in home.json("doctor")["checks"] if c["name"] == "service manager")

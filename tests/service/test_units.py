@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from vmgr.audit import rules
 from vmgr.errors import UsageError
 from vmgr.identity import SERVICE_UNIT, SESSION_UNIT, SOCKET_UNIT, UNITS
 from vmgr.paths import Paths
 from vmgr.sandbox import scope
+from vmgr.service import environment
 from vmgr.service.environment import lasting_environment
 from vmgr.service.units import Layout, environment_file, units
 
@@ -75,6 +77,11 @@ def test_a_service_is_known_by_its_group(tmp_path: Path) -> None:
     assert scope.is_service(tmp_path)
     (tmp_path / "cgroup").write_text("0::/user.slice/session-1.scope\n")
     assert not scope.is_service(tmp_path)
+
+
+def test_the_audit_knows_what_a_helper_may_have() -> None:
+    assert rules._HELPER_ENVIRONMENT >= environment._PASSED_ON | environment.SERVICE_MANAGER
+    assert rules._HELPER_PREFIXES == environment._PASSED_ON_PREFIXES
 
 
 def test_the_environment_that_a_service_is_given() -> None:

@@ -30,6 +30,7 @@ from vmgr.helper.ports import Ports
 from vmgr.helper.resolving import follow_resolver
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.ssh import Ssh
+from vmgr.helper.standing import tell_status
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
@@ -145,6 +146,8 @@ class Helper:
                     f"Machines went on. The report is {path}",
                 )
             )
+        if self.activation.notifier.listened_to:
+            self.watchers.start(tell_status(self), name="status for the service manager")
         self.watchers.start(DiskWatch(self).run(), name="space on the disk")
         self.watchers.start(session.begin(self), name="machines that start by themselves")
 
