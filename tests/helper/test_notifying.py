@@ -47,8 +47,14 @@ def event(kind: str, machine: str | None = "web", **data: Any) -> Event:
         (event("machine.resume-failed", reason="no"), "web was started anew"),
         (event("machine.autostart-failed", reason="no"), "web was not started"),
         (event("template.failed", None, key="k", reason="no"), "A template could not be built"),
-        (event("port.opened", port=81, guest_port=8, problem="taken"), "Port 8 of web is 81 here"),
-        (event("port.opened", port=80, guest_port=80), None),
+        (event("port.opened", port=2001, guest_port=2000, problem=""), None),
+        (
+            event("port.opened", port=3001, guest_port=3000, problem="taken"),
+            "Port 3000 of web is 3001 here",
+        ),
+        (event("port.opened", port=3000, guest_port=3000, problem="x"), None),
+        (event("port.opened", port=3000, guest_port=3000), None),
+        (event("port.opened", port=10_022, guest_port=22, problem="for root only"), None),
         (event("port.failed", port=80, problem="taken"), "Port 80 of web is not reached"),
         (event("machine.exited", cause="failed", reason="gone"), None),  # there is none such
         (event("machine.exited", "\n", cause="panic"), None),

@@ -28,7 +28,8 @@ __all__ = ["DiskWatch", "follow_events", "notification_of"]
 _LOOK_EVERY: Final = 60.0
 _LOW: Final = 2 << 30
 _LOW_PART: Final = 0.05  # of a small file system; less of a large one is still plenty
-_FILES = "org.freedesktop.FileManager1"
+_PRIVILEGED: Final = 1024
+_FILES: Final = "org.freedesktop.FileManager1"
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def notification_of(helper: Helper, event: Event) -> Notification | None:
                 about=str(data.get("key")), urgency="low",
                 actions=(_show(helper, "Show log", helper.paths.helper_log),),
             )  # fmt: skip
-        case "port.opened" if data.get("problem") and data.get("port") != data.get("guest_port"):
+        case "port.opened" if data.get("problem") and _is_surprise(data):
             made = Notification(
                 "port", f"Port {data.get('guest_port')} of {name} is {data.get('port')} here",
                 _sentence(data["problem"]), about=f"{name} {data.get('guest_port')}", urgency="low",
@@ -78,6 +79,12 @@ def notification_of(helper: Helper, event: Event) -> Notification | None:
                 _sentence(data.get("problem")), about=f"{name} {data.get('port')}",
             )  # fmt: skip
     return made
+
+
+def _is_surprise(data: dict[str, Any]) -> bool:
+    """Whether a port has another number here than it might: those for root alone always have."""
+    number = int(data.get("guest_port", 0))
+    return number >= _PRIVILEGED and number != data.get("port")
 
 
 def _sentence(reason: object) -> str:
