@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,20 @@ def wait_until(changes: int, there: Callable[[], bool]) -> None:
         os.read(changes, 65_536)
 
 
+def until_it_listens(path: Path) -> None:
+    """Wait out the moment between a socket's file and its listening, of which nobody is told."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                select.select([], [], [], 0.02)
+            else:
+                return
+    pytest.fail("systemd does not listen")
+
+
 @dataclass
 class Manager:
     """The user manager of one home."""
@@ -61,6 +77,7 @@ class Manager:
             wait_until(changes, private.parent.is_dir)
         with changes_in(private.parent) as changes:
             wait_until(changes, private.exists)
+        until_it_listens(private)
         self.systemctl("start", "default.target")  # waits for the start that is under way
 
     def systemctl(self, *arguments: str, check: bool = True) -> str:
