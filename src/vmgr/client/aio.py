@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vmgr.api.hostcommands import HostCommandsChange
+
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
@@ -230,6 +232,12 @@ class AsyncClient:
     async def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:
         """Change what a machine may reach, also while it runs."""
         return await self._call(m.MachineInfo, "network_change", {"machine": machine}, body=change)
+
+    async def host_commands_change(self, machine: str, change: HostCommandsChange) -> m.MachineInfo:
+        """Change what a machine may run on this computer, from its next command on."""
+        return await self._call(
+            m.MachineInfo, "host_commands_change", {"machine": machine}, body=change
+        )
 
     # -- ports -------------------------------------------------------------------------------------
     async def port_list(self, machine: str) -> list[m.PortForward]:

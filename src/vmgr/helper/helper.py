@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 from vmgr._version import __version__
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
+from vmgr.authorization import Authorization
 from vmgr.config import Config
 from vmgr.errors import VmgrError
 from vmgr.helper import crash
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
+from vmgr.helper.hostcalls import HostCalls
 from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
@@ -81,6 +83,8 @@ class Helper:
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
+        self.authorization = Authorization()
+        self.host_calls = HostCalls(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)

@@ -1,0 +1,6 @@
+"""Asking the person whether something may be done (docs/host-commands.md, "Being asked")."""
+
+from vmgr.authorization.authorization import Authorization
+from vmgr.authorization.listener import Listener
+
+__all__ = ["Authorization", "Listener"]
