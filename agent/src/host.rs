@@ -124,7 +124,8 @@ fn converse(stream: UnixStream, verb: &str, argv: &[OsString]) -> io::Result<i32
     if request.len() > frame::MAX_PAYLOAD {
         return Err(io::Error::other("the arguments are too long"));
     }
-    shared.send(Kind::Open, 0, &request)?;
+    // Where we are turned away at once this fails, and why is there to be read.
+    let _ = shared.send(Kind::Open, 0, &request);
     let signals = Arc::clone(&shared);
     thread::spawn(move || forward_signals(&signals, &forwarded));
     let mut raw = None;

@@ -1,8 +1,8 @@
 """Whether something may be done, as the person says now.
 
-They are asked by the desktop's own way where there is one (`agent`: polkit), else at their terminals:
-all of them at once, and the first answer counts. Where nobody can be asked, and where nobody
-answers in time, the answer is no.
+They are asked by the desktop's own way where there is one (`agent`: polkit), else at their
+terminals: all of them at once, and the first answer counts. Where nobody can be asked, and where
+nobody answers in time, the answer is no.
 
 A machine can make us ask, so questions are bounded: those that wait, of one machine and of all, and
 those of one machine in the long run. What is beyond that is refused without asking.

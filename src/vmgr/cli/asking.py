@@ -32,8 +32,8 @@ __all__ = ["Asking"]
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz"
 _LENGTH: Final = 4
 _LINE: Final = 4_096
-# End a sequence that was left unfinished; UTF-8, ASCII; no insert mode, no origin, no margins of any
-# kind; plain colours and the terminal's own palette; a cursor; then an empty screen.
+# End a sequence that was left unfinished; UTF-8, ASCII; no insert mode, no origin, no margins;
+# plain colours and the terminal's own palette; a cursor; then an empty screen.
 _CLEAN: Final = (
     "\x18\x1b\\\x1b%G\x1b(B\x0f\x1b[4l\x1b[?6l\x1b[?69l\x1b[r\x1b[0m"
     "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b[?25h\x1b[2J\x1b[H"
@@ -126,13 +126,16 @@ class Asking:
         self._code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
         self._typed = b""
         self._take()
+        how = (
+            f"Type {self._code} and Enter to allow this once, Enter alone to refuse; "
+            f"after {question.seconds:g} s it is refused: "
+        )
         lines = [
             f"vmgr: {printable(question.title)}:",
             "",
             f"    {printable(question.detail)}",
             "",
-            f"Type {self._code} and Enter to allow this once, Enter alone to refuse; after "
-            f"{question.seconds:g} s it is refused: ",
+            how,
         ]
         self._write((_CLEAN if self._shared else "\n") + "\n".join(lines))
 

@@ -173,7 +173,7 @@ class Session:
         if asking is not None and not asking.closed:
             wanted[asking.fileno()] = select.POLLIN
         if asking is not None and asking.active:
-            # The terminal is the person's: the machine neither writes to it nor reads what is typed.
+            # The terminal is the person's: the machine neither writes to it nor reads from it.
             wanted[self._terminal] = select.POLLIN
         else:
             for sink in self._sinks.values():

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from vmgr.api.hostcommands import HostCommands, HostCommandsChange
 from vmgr.errors import UnsupportedError, VmgrError
 from vmgr.hostcommands.bounds import Allowance
 from vmgr.hostcommands.call import Call, Plan, Refused
-from vmgr.hostcommands.desktop import program_for
+from vmgr.hostcommands.desktop import program_for, session_of
 from vmgr.hostcommands.paths import Shared, Translation
 from vmgr.hostcommands.rights import LONGEST_QUESTION, changed_list, name_of, shown, verdict
 from vmgr.userenv import Person
@@ -216,21 +217,25 @@ class HostCalls:
 
     async def _plan(self, machine: Machine, asked: Asked) -> Plan:
         theirs = await self._person.environment()
+        in_files = self._helper.executors.in_files
         shared = self._shared(machine)
+        extra = {"VMGR_MACHINE": machine.name}
         if asked.verb == "run":
             argv = [os.fsdecode(asked.argv[0])]
             argv += [os.fsdecode(shared.argument(argument)) for argument in asked.argv[1:]]
         else:
-            argv = program_for(asked, machine.name, theirs.environment, shared)
-        in_files = self._helper.executors.in_files
-        program = await in_files(_find, argv[0], theirs.environment.get("PATH", ""), shared)
+            session = await in_files(session_of, theirs.environment)
+            extra |= session
+            argv = program_for(asked, machine.name, {**theirs.environment, **session}, shared)
+        there = None if asked.cwd is None else shared.to_host(asked.cwd)
+        program, cwd = await in_files(
+            _find, argv[0], theirs.environment.get("PATH", ""), shared, (there, theirs.home)
+        )
         if program is None:
             raise Refused("not-found", f"there is no command {_readable(argv[0])} on the host")
-        cwd = None if asked.cwd is None else shared.to_host(asked.cwd)
-        extra = {"VMGR_MACHINE": machine.name}
         if asked.tty is not None:
             extra["TERM"] = _terminal(asked.term)
-        return Plan([program, *argv[1:]], None if cwd is None else os.fsdecode(cwd), extra)
+        return Plan([program, *argv[1:]], cwd, extra)
 
     @staticmethod
     def _shared(machine: Machine) -> Translation:
@@ -240,16 +245,21 @@ class HostCalls:
         return Translation(shares)
 
 
-def _find(name: str, path: str, shared: Translation) -> str | None:
-    """A command on the person's PATH: the file, None where there is none.
+def _find(
+    name: str, path: str, shared: Translation, places: Sequence[bytes | Path | None]
+) -> tuple[str | None, str]:
+    """A command on the person's PATH (None where there is none), and the first place that is there.
 
-    Not in a directory that a machine shares: it could have put it there itself.
+    Not a command in a directory that a machine shares: it could have put it there itself.
     """
+    program = None
     for directory in path.split(os.pathsep):
         found = shutil.which(name, path=directory) if directory.startswith("/") else None
         if found is not None and shared.to_guest(os.fsencode(os.path.realpath(found))) is None:
-            return found
-    return None
+            program = found
+            break
+    there = [os.fsdecode(one) for one in places if one is not None and os.access(one, os.X_OK)]
+    return program, next((one for one in there if Path(one).is_dir()), "/")
 
 
 def _line(asked: Asked, longest: int | None = 300) -> str:

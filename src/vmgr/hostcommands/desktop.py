@@ -5,7 +5,10 @@ A seam: what notifies by itself (over D-Bus) takes the place of `notify-send` he
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import UnsupportedError, UsageError
@@ -16,12 +19,39 @@ if TYPE_CHECKING:
     from vmgr.hostcommands.conversation import Asked
     from vmgr.hostcommands.paths import Translation
 
-__all__ = ["program_for"]
+__all__ = ["program_for", "session_of"]
 
 # Nothing that a handler of links might run, read from this computer's files, or type for a person.
 _WEB: Final = re.compile(rb"(https?|mailto):[!-~]{1,2000}")
 _ANY_SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
 _TEXT: Final = 2_000
+_X11: Final = Path("/tmp/.X11-unix")  # noqa: S108 (X's own place)
+
+
+def session_of(environment: Mapping[str, str], x11: Path = _X11) -> dict[str, str]:
+    """What an environment lacks to reach this user's desktop session: where its sockets are.
+
+    A login shell that a helper started is no part of the session, and is told of none.
+    """
+    found = {}
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if runtime is not None:
+        if "WAYLAND_DISPLAY" not in environment and _is_ours(Path(runtime, "wayland-0")):
+            found["WAYLAND_DISPLAY"] = "wayland-0"
+        if "DBUS_SESSION_BUS_ADDRESS" not in environment and _is_ours(Path(runtime, "bus")):
+            found["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={runtime}/bus"
+    if "DISPLAY" not in environment:
+        displays = [n for n in range(10) if _is_ours(x11 / f"X{n}")]
+        found |= {"DISPLAY": f":{displays[0]}"} if displays else {}
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
 
 
 def program_for(

@@ -47,6 +47,7 @@ class Running:
         self._stdin: int | None = stdin
         self._outputs = outputs
         self._terminal = terminal
+        self._slave: int | None = None
         self._waiting: deque[bytes] = deque()
         self._input_ended = False
         self._fed = asyncio.Event()
@@ -103,17 +104,19 @@ class Running:
         master, slave = os.openpty()
         with contextlib.ExitStack() as failed:
             failed.callback(os.close, master)
-            try:
-                _resize(master, size)
-                process = await person.spawn(
-                    [*_ON_TERMINAL, os.ttyname(slave), *argv], cwd=cwd, extra=extra
-                )
-            finally:
-                os.close(slave)
+            failed.callback(os.close, slave)
+            _resize(master, size)
+            process = await person.spawn(
+                [*_ON_TERMINAL, os.ttyname(slave), *argv], cwd=cwd, extra=extra
+            )
             failed.pop_all()
         os.set_blocking(master, False)
         # A terminal's two directions are watched each on an fd of its own.
-        return cls(process, fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3), {STDOUT: master}, master)
+        stdin = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 3)
+        running = cls(process, stdin, {STDOUT: master}, master)
+        # Until the command has opened it, nobody else has: its other end would read as hung up.
+        running._slave = slave
+        return running
 
     @property
     def flows(self) -> list[int]:
@@ -186,6 +189,9 @@ class Running:
                 os.close(fd)
             self._outputs = {}
             self._terminal = None
+            if self._slave is not None:
+                os.close(self._slave)
+                self._slave = None
 
     # -- inside ----------------------------------------------------------------------------------
 
