@@ -32,6 +32,7 @@ readonly -a rust_needs=(
 readonly -a test_needs=(
   'iproute2:command ip'
   'procps:command ps'
+  'polkitd:file /usr/lib/polkit-1/polkitd'
 )
 readonly -a check_needs=(
   'rustfmt-web:cargo_tool fmt'

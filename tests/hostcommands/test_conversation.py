@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vmgr.agent.frames import (
     STDERR,
@@ -186,3 +189,36 @@ def test_after_the_last_word_nothing_is_heard() -> None:
     assert list(conversation.receive(frame(T.DATA, b"late", flow=STDIN))) == []
     conversation.failed("x", "twice")
     assert [kind for kind, _, _ in said(conversation)] == [T.EXIT]
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=20), st.sampled_from([running, Conversation]))
+def test_nonsense_is_a_violation_or_waits_for_more(
+    parts: list[bytes], begin: Callable[[], Conversation]
+) -> None:
+    conversation = begin()
+    try:
+        for part in parts:
+            list(conversation.receive(part))
+    except ProtocolViolation:
+        assert conversation.over
+
+
+@settings(deadline=None)
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40)
+    | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["verb", "argv", "cwd", "tty", "term", "rows", "cols", "signal", "resize"]),
+        inner, max_size=5,
+    ),
+))  # fmt: skip
+def test_any_map_is_a_request_or_a_violation(value: Any) -> None:
+    for kind in (T.OPEN, T.CONTROL):
+        conversation = Conversation() if kind is T.OPEN else running()
+        try:
+            events = list(conversation.receive(frame(kind, msgspec.msgpack.encode(value))))
+        except ProtocolViolation:
+            assert conversation.over
+        else:
+            assert all(isinstance(e, Asked | Signalled | Resized) for e in events)

@@ -2,5 +2,6 @@
 
 from vmgr.authorization.authorization import Authorization
 from vmgr.authorization.listener import Listener
+from vmgr.authorization.polkit import Polkit
 
-__all__ = ["Authorization", "Listener"]
+__all__ = ["Authorization", "Listener", "Polkit"]

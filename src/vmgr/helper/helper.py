@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmgr._version import __version__
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
-from vmgr.authorization import Authorization
+from vmgr.authorization import Authorization, Polkit
 from vmgr.config import Config
 from vmgr.errors import VmgrError
 from vmgr.helper import crash
@@ -83,7 +83,8 @@ class Helper:
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
-        self.authorization = Authorization()
+        # polkit lets root do anything without asking.
+        self.authorization = Authorization(Polkit() if os.getuid() else None)
         self.host_calls = HostCalls(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)

@@ -27,11 +27,20 @@ EXAMPLES = """examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     machine = parser.add_argument("name", metavar="NAME", nargs="?", help="about this machine")
+    parser.add_argument(
+        "--polkit-policy", action="store_true",
+        help="print the file with which polkit asks you instead; see docs/host-commands.md",
+    )  # fmt: skip
     machine.completer = "machines"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
 
 
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
+    if options.polkit_policy:
+        from vmgr.authorization.policy import policy
+
+        print(policy(os.getuid()), end="")
+        return 0
     if not os.isatty(0):
         raise UsageError("questions are answered at a terminal, and standard input is none")
     terminal = os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
