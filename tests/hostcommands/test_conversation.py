@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable  # noqa: TC003 (hypothesis reads it)
 from pathlib import Path
 from typing import Any
 
