@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmgr.api.hostcommands import HostCommandsChange
+    from vmgr.client.aioquestions import AsyncQuestions
 
 __all__ = ["AsyncClient"]
 
@@ -338,6 +339,16 @@ class AsyncClient:
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield event_of(message)
+
+    async def authorize(self, machine: str | None = None) -> AsyncQuestions:
+        """Questions that the person is to answer, about one machine or all.
+
+        Raises:
+            VmgrError: the helper cannot be reached.
+        """
+        from vmgr.client.aioquestions import AsyncQuestions
+
+        return AsyncQuestions(await self._connect(), machine)
 
     async def image_build(
         self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None

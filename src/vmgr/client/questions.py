@@ -6,6 +6,7 @@ Made to sit in a poll loop beside a terminal, as `vmgr.client.job` is. A helper 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,10 +18,28 @@ from vmgr.errors import HelperUnavailableError, VmgrError, error_from_wire
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["Questions"]
+__all__ = ["Questions", "news_of"]
 
 _READ_SIZE: Final = 65_536
 _news: Final = msgspec.json.Decoder(Question | Settled)
+
+
+def news_of(message: str | bytes) -> Question | Settled:
+    """What the helper says.
+
+    Raises:
+        VmgrError: it is an error, or of a newer helper.
+    """
+    with contextlib.suppress(msgspec.MsgspecError):
+        news: Question | Settled = _news.decode(message)
+        return news
+    said = msgspec.json.decode(message)
+    error = said.get("error") if isinstance(said, dict) else None
+    if not error:
+        raise VmgrError("the helper asked something that this vmgr does not understand")
+    raise error_from_wire(
+        error.get("code", ""), error.get("message", ""), error.get("next_step"), None
+    )
 
 
 class Questions:
@@ -54,7 +73,7 @@ class Questions:
         """
         try:
             data = self._socket.recv(_READ_SIZE)
-        except ConnectionError:
+        except OSError:  # gone, or closed by us
             data = b""
         try:
             messages = self._stream.receive(data)
@@ -62,7 +81,7 @@ class Questions:
             self.close()
             return []
         self._send()
-        return [self._read(message) for message in messages]
+        return [news_of(message) for message in messages]
 
     def answer(self, question: Question, *, allow: bool) -> None:
         """Say what the person said."""
@@ -76,21 +95,6 @@ class Questions:
             self._stream.close()
             self._send()
             self._socket.close()
-
-    def _read(self, message: str | bytes) -> Question | Settled:
-        try:
-            news: Question | Settled = _news.decode(message)
-        except msgspec.MsgspecError:
-            pass
-        else:
-            return news
-        said = msgspec.json.decode(message)
-        error = said.get("error", {}) if isinstance(said, dict) else {}
-        if error:
-            raise error_from_wire(
-                error.get("code", ""), error.get("message", ""), error.get("next_step"), None
-            )
-        raise VmgrError("the helper asked something that this vmgr does not understand")
 
     def _send(self) -> None:
         try:

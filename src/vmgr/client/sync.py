@@ -324,7 +324,7 @@ class Client:
         for message in self._stream("events", {}, {"since": since}):
             yield event_of(message)
 
-    def questions(self, machine: str | None = None) -> Questions:
+    def authorize(self, machine: str | None = None) -> Questions:
         """Questions that the person is to answer, about one machine or all.
 
         Raises:

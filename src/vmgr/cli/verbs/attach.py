@@ -43,5 +43,5 @@ def execute(options: argparse.Namespace) -> int:
         job = helper.attach(options.name, options.job)
         stdin = None if options.no_stdin else 0
         return Session(
-            job, stdin=stdin, tty=tty, progress=progress, whole=False, questions=helper.questions
+            job, stdin=stdin, tty=tty, progress=progress, whole=False, questions=helper.authorize
         ).run()

@@ -44,7 +44,7 @@ def execute(options: argparse.Namespace) -> int:
     if not os.isatty(0):
         raise UsageError("questions are answered at a terminal, and standard input is none")
     terminal = os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    asking = Asking(client().questions(options.name), terminal, shared=False)
+    asking = Asking(client().authorize(options.name), terminal, shared=False)
     note("vmgr: waiting for questions; Ctrl-C ends this")
     try:
         with SignalPipe(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

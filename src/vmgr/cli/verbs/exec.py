@@ -59,7 +59,7 @@ def execute(options: argparse.Namespace) -> int:
             stdin=0 if spec.stdin else None,
             tty=options.tty,
             progress=progress,
-            questions=helper.questions,
+            questions=helper.authorize,
         ).run()
 
 

@@ -79,5 +79,5 @@ def execute(options: argparse.Namespace) -> int:
             stdin=0 if spec.stdin else None,
             tty=tty,
             progress=progress,
-            questions=helper.questions,
+            questions=helper.authorize,
         ).run()

@@ -43,4 +43,4 @@ def execute(options: argparse.Namespace) -> int:
     with ProgressLine() as progress:
         helper = client()
         job = helper.exec(options.name, spec)
-        return Session(job, stdin=0, tty=tty, progress=progress, questions=helper.questions).run()
+        return Session(job, stdin=0, tty=tty, progress=progress, questions=helper.authorize).run()
