@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pty
@@ -18,6 +19,7 @@ import pytest
 from tests.conftest import SMALL, Home, short_directory, templates_of, wait_for_end
 
 from vmgr.agent.frames import FrameType, encode_frame
+from vmgr.userenv import capture
 
 if TYPE_CHECKING:
     import subprocess
@@ -110,6 +112,16 @@ def test_streams_directory_environment_and_code(web: Home) -> None:
     assert done.stdout.splitlines()[0] == b"in"
     assert done.stdout.splitlines()[1].decode() == pwd.getpwuid(os.getuid()).pw_dir
     assert (done.stderr, done.returncode) == (b"web\n", 3)
+
+
+def test_it_runs_as_the_person_would(web: Home) -> None:
+    done = host(
+        web, "sh", "-c", "umask; id -u; ls /proc/$$/fd; cut -d' ' -f6 /proc/$$/stat; echo $$"
+    )
+    umask, uid, *fds, session, pid = done.stdout.decode().split()
+    assert int(umask, 8) == asyncio.run(capture()).umask
+    assert (int(uid), session) == (os.getuid(), pid)
+    assert fds == ["0", "1", "2"]
 
 
 def test_much_data_and_arguments_of_any_kind(web: Home) -> None:

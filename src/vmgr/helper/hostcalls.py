@@ -49,6 +49,7 @@ class _Caller:
 
     def __init__(self) -> None:
         self.at_once = 0
+        self.refusing = 0
         self.calls = Allowance(*_CALLS)
         self.events = Allowance(*_EVENTS)
         self.untold = 0
@@ -124,14 +125,14 @@ class HostCalls:
         channel = machine.channel
         if event.call is None or channel is None:
             return
-        caller = self._callers.setdefault(machine.row.id, _Caller())
+        caller = self._caller(machine)
         why = self._why_not(machine, caller)
         work = (
-            self._refuse(channel, event.call, why)
+            self._refuse(caller, channel, event.call, why)
             if why is not None
             else self._serve(machine, caller, channel, event.call)
         )
-        if why is None or caller.at_once < 2 * _AT_ONCE:
+        if why is None or caller.refusing < _AT_ONCE:
             self._helper.watchers.start(work, name=f"host command of {machine.name}")
         else:
             work.close()  # it floods: the agent tells who waits that nobody came
@@ -150,11 +151,22 @@ class HostCalls:
             return "too many host commands in a short time; wait a second"
         return None
 
-    async def _refuse(self, channel: AgentChannel, call: int, why: str) -> None:
+    def _caller(self, machine: Machine) -> _Caller:
+        known = self._callers.get(machine.row.id)
+        if known is None:
+            there = {one.row.id for one in self._helper.machines.all()}
+            self._callers = {id_: one for id_, one in self._callers.items() if id_ in there}
+            known = self._callers[machine.row.id] = _Caller()
+        return known
+
+    async def _refuse(self, caller: _Caller, channel: AgentChannel, call: int, why: str) -> None:
+        caller.refusing += 1
         try:
             await channel.refuse_call(call, why)
         except VmgrError as error:  # the agent, or who called, has gone
             log.debug("a call is not refused: %s", error)
+        finally:
+            caller.refusing -= 1
 
     async def _serve(
         self, machine: Machine, caller: _Caller, channel: AgentChannel, number: int
