@@ -169,6 +169,8 @@ class Call:
 
     async def _carry(self, running: Running) -> None:
         """From a command's start to its end."""
+        if self._gone.is_set():  # it lied, or left, while this was being started
+            return
         self._running = running
         self._conversation.started()
         self._flush()
