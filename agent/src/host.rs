@@ -354,3 +354,58 @@ impl Drop for Raw {
         let _ = termios::tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Option<(&'static str, Vec<String>)> {
+        let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let (verb, argv) = parse(&words)?;
+        let argv = argv.iter().map(|a| a.to_string_lossy().into_owned());
+        Some((verb, argv.collect()))
+    }
+
+    #[test]
+    fn words_are_verbs_only_where_they_make_sense() {
+        let run = |words: &[&str]| Some(("run", words.iter().map(|w| (*w).to_owned()).collect()));
+        assert_eq!(parsed(&["make", "-j2"]), run(&["make", "-j2"]));
+        assert_eq!(parsed(&["--", "open", "x"]), run(&["open", "x"]));
+        assert_eq!(parsed(&["make", "--", "x"]), run(&["make", "--", "x"]));
+        assert_eq!(parsed(&["open", "x"]), Some(("open", vec!["x".to_owned()])));
+        assert_eq!(parsed(&["paste"]), Some(("paste", Vec::new())));
+        for wrong in [
+            &[][..],
+            &["--"],
+            &[""],
+            &["-x"],
+            &["open"],
+            &["open", "a", "b"],
+            &["notify"],
+            &["copy", "x"],
+            &["paste", "x"],
+        ] {
+            assert_eq!(parsed(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn it_goes_by_two_names() {
+        for name in ["host", "/usr/local/bin/host", "vmgr-host", "/run/vmgr/host"] {
+            assert!(is_name(name.as_bytes()), "{name}");
+        }
+        for name in ["vmgr-agent", "/init", "", "host/", "ghost"] {
+            assert!(!is_name(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn ends_have_codes() {
+        let map = |name: &str, value: Value| wire::map(vec![(name, value)]);
+        assert_eq!(code_of(&map("code", 7.into())), 7);
+        assert_eq!(code_of(&map("signal", 9.into())), 137);
+        assert_eq!(code_of(b"nonsense"), OWN_FAILURE);
+        assert_eq!(failed(&map("code", "not-found".into())), 127);
+        assert_eq!(failed(&map("code", "refused".into())), OWN_FAILURE);
+    }
+}
