@@ -127,17 +127,26 @@ class HostCalls:
             return
         caller = self._caller(machine)
         why = self._why_not(machine, caller)
-        work = (
-            self._refuse(caller, channel, event.call, why)
-            if why is not None
-            else self._serve(machine, caller, channel, event.call)
-        )
-        if why is None or caller.refusing < _AT_ONCE:
-            self._helper.watchers.start(work, name=f"host command of {machine.name}")
-        else:
-            work.close()  # it floods: the agent tells who waits that nobody came
-        if why is not None:
-            self._tell(machine, caller, "", f"refused: {why}")
+        start, name = self._helper.watchers.start, f"host command of {machine.name}"
+        # Counted here: of the calls that one turn of the loop brings none has begun yet.
+        if why is None:
+            caller.at_once += 1
+            self._at_once += 1
+            task = start(self._serve(machine, caller, channel, event.call), name=name)
+            task.add_done_callback(lambda _: self._served(caller))
+            return
+        self._tell(machine, caller, None, f"refused: {why}")
+        if caller.refusing < _AT_ONCE:  # else it floods: the agent says that nobody came
+            caller.refusing += 1
+            task = start(self._refuse(channel, event.call, why), name=name)
+            task.add_done_callback(lambda _: self._refused(caller))
+
+    def _served(self, caller: _Caller) -> None:
+        caller.at_once -= 1
+        self._at_once -= 1
+
+    def _refused(self, caller: _Caller) -> None:
+        caller.refusing -= 1
 
     def _why_not(self, machine: Machine, caller: _Caller) -> str | None:
         if machine.row.host_commands.mode == "none":
@@ -159,32 +168,24 @@ class HostCalls:
             known = self._callers[machine.row.id] = _Caller()
         return known
 
-    async def _refuse(self, caller: _Caller, channel: AgentChannel, call: int, why: str) -> None:
-        caller.refusing += 1
+    async def _refuse(self, channel: AgentChannel, call: int, why: str) -> None:
         try:
             await channel.refuse_call(call, why)
         except VmgrError as error:  # the agent, or who called, has gone
             log.debug("a call is not refused: %s", error)
-        finally:
-            caller.refusing -= 1
 
     async def _serve(
         self, machine: Machine, caller: _Caller, channel: AgentChannel, number: int
     ) -> None:
         call = Call(functools.partial(self._decide, machine), self._person)
-        caller.at_once += 1
-        self._at_once += 1
         try:
             with machine.used():
                 await call.serve(channel, number)
         except VmgrError as error:
             call.outcome = f"failed: {error.message}"
-        finally:
-            caller.at_once -= 1
-            self._at_once -= 1
-        self._tell(machine, caller, "" if call.asked is None else _line(call.asked), call.outcome)
+        self._tell(machine, caller, call.asked, call.outcome)
 
-    def _tell(self, machine: Machine, caller: _Caller, command: str, outcome: str) -> None:
+    def _tell(self, machine: Machine, caller: _Caller, asked: Asked | None, outcome: str) -> None:
         """Each use is an event; of more than a person could read, their number."""
         if not caller.events.take():
             caller.untold += 1
@@ -192,8 +193,9 @@ class HostCalls:
         more = {"untold": caller.untold} if caller.untold else {}
         caller.untold = 0
         # Arguments may be secrets; the log is kept longer than events are.
-        name = command.split(" ", 1)[0]
+        name = "" if asked is None else _name(asked)
         log.info("machine %s: host command %s: %s", machine.name, name, outcome)
+        command = "" if asked is None else _line(asked)
         self._helper.events.publish(
             "host-command", machine.name, command=command, outcome=outcome, **more
         )
@@ -207,7 +209,7 @@ class HostCalls:
         if decided == "no":
             why = (
                 "is not on the list of commands that this machine may run on its host; there, add "
-                f"it with: vmgr host-commands {machine.name} --allow"
+                f"it with: vmgr host-commands {machine.name} --allow {_readable(name)}"
                 if rights.mode == "list"
                 else "may not be run: this machine may run nothing on its host"
             )
@@ -278,6 +280,10 @@ def _line(asked: Asked, longest: int | None = 300) -> str:
     if asked.verb == "run":
         return shown(asked.argv, longest)
     return f"host {asked.verb} {shown(asked.argv, longest)}".rstrip()
+
+
+def _name(asked: Asked) -> str:
+    return shown(asked.argv[:1]) if asked.verb == "run" else f":{asked.verb}"
 
 
 def _readable(name: str) -> str:

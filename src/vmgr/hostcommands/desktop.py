@@ -66,7 +66,7 @@ def program_for(
     wayland = "WAYLAND_DISPLAY" in environment
     graphical = wayland or "DISPLAY" in environment
     bus = "DBUS_SESSION_BUS_ADDRESS" in environment
-    if not graphical and not (bus and asked.verb == "notify"):
+    if not (bus if asked.verb == "notify" else graphical):
         raise UnsupportedError(
             f"the host has no desktop session that vmgr knows of, which host {asked.verb} needs"
         )
