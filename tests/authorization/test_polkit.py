@@ -174,3 +174,57 @@ def test_the_action_names_its_owner_and_always_asks() -> None:
     assert {e.text for e in action.find("defaults") or ()} == {"auth_self"}
     assert action.findtext("annotate") == "unix-user:1000"
     assert Polkit() is not None
+
+
+# The desktop's part: an agent of polkit's in the session of who asks. It shows the dialog; a helper
+# of root's (here: a connection that was made as root) says that the password was right.
+WITH_AGENT = """
+import asyncio, os, sys
+import concurrent.futures.thread, dbus_fast.aio, dbus_fast.constants
+from dbus_fast import Message, Variant
+from dbus_fast.aio import MessageBus
+from vmgr.api.hostcommands import Question
+from vmgr.authorization.polkit import Polkit
+address, uid, agrees = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "yes"
+NAME, PATH = "org.freedesktop.PolicyKit1", "/org/freedesktop/PolicyKit1/Authority"
+def call(bus, member, signature, *body):
+    return bus.call(Message(NAME, PATH, NAME + ".Authority", member, signature=signature,
+                            body=list(body)))
+async def main():
+    root = await MessageBus(bus_address=address).connect()
+    os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+    session = await MessageBus(bus_address=address).connect()
+    async def dialog(message):
+        print(message.body[1])
+        if agrees:
+            user = ["unix-user", {"uid": Variant("u", uid)}]
+            await call(root, "AuthenticationAgentResponse2", "us(sa{sv})", uid, message.body[4], user)
+            await session.send(Message.new_method_return(message))
+        else:
+            await session.send(Message.new_error(message, NAME + ".Error.Cancelled", "no"))
+    tasks = []
+    def heard(message):
+        if message.member == "BeginAuthentication":
+            tasks.append(asyncio.create_task(dialog(message)))
+            return True
+    session.add_message_handler(heard)
+    started = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19])
+    me = ["unix-process", {"pid": Variant("u", os.getpid()), "start-time": Variant("t", started)}]
+    reply = await call(session, "RegisterAuthenticationAgent", "(sa{sv})ss", me, "C.UTF-8", "/agent")
+    print(reply.error_name, reply.body, file=sys.stderr)
+    question = Question(id=1, machine="web", title="t", detail="unknown", seconds=60)
+    print(await Polkit(address).ask(question))
+asyncio.run(main())
+"""
+
+
+@needs_polkit
+@pytest.mark.parametrize(("agrees", "said"), [("yes", "True"), ("no", "False")])
+def test_the_dialog_names_machine_and_command(bus: str, agrees: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_AGENT, bus, str(UID), agrees],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    print(done.stderr)  # why not, when a test fails
+    asked = "Machine web wants to run a command on this computer, as you: unknown"
+    assert done.stdout.splitlines() == [asked, said]
