@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import boot
 import forwarding
 import helper
+import host_commands
 import ports
 import roundtrip
 import sandbox
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "exec": roundtrip.measure,
     "forwarding": forwarding.measure,
     "helper": helper.measure,
+    "host": host_commands.measure,
     "ports": ports.measure,
     "sandbox": sandbox.measure,
     "saved": saved.measure,

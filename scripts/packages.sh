@@ -34,6 +34,7 @@ readonly -a test_needs=(
   'procps:command ps'
   'dbus-daemon:command dbus-daemon'
   'desktop-file-utils:command desktop-file-validate'
+  'polkitd:file /usr/lib/polkit-1/polkitd'
 )
 readonly -a check_needs=(
   'rustfmt-web:cargo_tool fmt'

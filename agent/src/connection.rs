@@ -84,6 +84,31 @@ impl Connection {
         Ok((connection, attempt))
     }
 
+    /// One that somebody in the machine has made: a connected stream socket that does not block.
+    pub fn of(
+        socket: OwnedFd,
+        number: u64,
+        channel: u32,
+        event_loop: &EventLoop,
+    ) -> Result<Self, Refusal> {
+        event_loop
+            .watch(socket.as_fd(), Source::Connection(number))
+            .map_err(|errno| Refusal::system("cannot watch another connection", errno))?;
+        Ok(Self {
+            channel,
+            input: Input::new(),
+            output: Output::new(),
+            socket,
+            datagrams: false,
+            left: None,
+            readable: true,
+            writable: true,
+            read_ended: false,
+            end_sent: false,
+            write_ended: false,
+        })
+    }
+
     /// Whether it is open, after epoll said that its socket has news. Errors: nobody takes it.
     pub fn ready(
         &mut self,

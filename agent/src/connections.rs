@@ -33,6 +33,16 @@ impl Connections {
         self.all.values().any(|c| c.sendable() > 0)
     }
 
+    /// One more, which is open already.
+    pub fn add(&mut self, number: u64, connection: Connection) -> Result<(), Refusal> {
+        if self.all.len() >= MAX_CONNECTIONS {
+            let why = "128 connections of this machine are open";
+            return Err(Refusal::new("too-many-connections", why));
+        }
+        self.all.insert(number, connection);
+        Ok(())
+    }
+
     /// The host has gone.
     pub fn clear(&mut self) {
         for connection in self.all.values() {

@@ -24,6 +24,8 @@ pub enum Source {
     Ports,
     /// A connection to one of the machine's ports.
     Connection(u64),
+    /// Somebody in the machine who wants the host.
+    Calls,
 }
 
 impl Source {
@@ -40,6 +42,7 @@ impl Source {
             Self::Task(task) => (8, task),
             Self::Ports => (9, 0),
             Self::Connection(number) => (10, number),
+            Self::Calls => (11, 0),
         };
         number << 4 | kind
     }
@@ -58,6 +61,7 @@ impl Source {
             8 => Self::Task(number),
             9 => Self::Ports,
             10 => Self::Connection(number),
+            11 => Self::Calls,
             _ => return None,
         })
     }
@@ -82,6 +86,8 @@ pub enum Timer {
     Ports,
     /// Time to ask the kernel for its word on that.
     Trigger,
+    /// Somebody has waited long enough for the host.
+    Calls,
 }
 
 /// epoll and the deadlines.
@@ -177,6 +183,7 @@ mod tests {
             Source::Task(5),
             Source::Ports,
             Source::Connection(6),
+            Source::Calls,
         ] {
             assert_eq!(Source::decode(source.encode()), Some(source));
         }

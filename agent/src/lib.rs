@@ -6,20 +6,24 @@
 //! - Saving a machine and coming back from it: [`still`].
 //! - The machine's network: [`network`], [`netlink`], [`listeners`], [`ports`].
 //! - Connections to its ports: [`connection`], [`connections`].
+//! - Programs in the machine that want something of the host: [`calls`], [`door`], [`host`].
 //! - Programs of its own: [`builtins`].
 //! - Being the machine's first process: [`boot`].
 pub mod account;
 pub mod boot;
 pub mod builtins;
+pub mod calls;
 pub mod children;
 pub mod connection;
 pub mod connections;
 pub mod counter;
+pub mod door;
 pub mod error;
 pub mod event_loop;
 pub mod filesystem;
 pub mod flow;
 pub mod frame;
+pub mod host;
 pub mod job;
 pub mod launch;
 pub mod listeners;

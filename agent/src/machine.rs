@@ -83,7 +83,7 @@ impl Machine {
             ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
             (
                 "features",
-                Value::Array(vec!["still".into(), "ports".into()]),
+                Value::Array(vec!["still".into(), "ports".into(), "calls".into()]),
             ),
             ("jobs", jobs),
         ]

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 
 use vmgr_agent::port::Kind;
 use vmgr_agent::wire::Builtin;
-use vmgr_agent::{boot, builtins, counter, launch, serve};
+use vmgr_agent::{boot, builtins, counter, host, launch, serve};
 
 const USAGE: &str =
     "usage: vmgr-agent --serve SOCKET | --serve-listener FD | --serve-fd FD | --counter | --version
@@ -40,6 +40,10 @@ pub unsafe extern "C" fn main(count: c_int, values: *const *mut c_char) -> c_int
     if std::process::id() == 1 && !is_option {
         // SAFETY: the kernel gives init a name, and nobody else looks at it.
         unsafe { boot::run(*values) }
+    }
+    // SAFETY: as above; execve(2) may be given no name at all.
+    if count > 0 && host::is_name(unsafe { CStr::from_ptr(*values) }.to_bytes()) {
+        return host::run(&arguments);
     }
     run(&arguments)
 }

@@ -93,6 +93,7 @@ impl Server {
             }
             Request::Ports => self.watch_ports().map(Some),
             Request::Connect(to) => self.connect(channel, to).map(|()| None),
+            Request::Call(request) => self.call_request(channel, request).map(|()| None),
             Request::Grow => {
                 let root = self.ground.root;
                 self.start_task(channel, move || filesystem::grow(root).map(Some))
@@ -292,6 +293,9 @@ impl Server {
         let channel = task.channel;
         self.tasks.remove(&number);
         if self.trigger_prepared(number, verdict.as_ref().map(drop)) {
+            return;
+        }
+        if self.door_made(number, channel, verdict.as_ref().map(|n| *n)) {
             return;
         }
         let Some(channel) = channel else { return };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 
+use crate::calls::Calls;
 use crate::connections::Connections;
 use crate::event_loop::{EventLoop, Source, Timer};
 use crate::frame::{Header, Kind, STDERR, STDIN, STDOUT, Violation};
@@ -63,6 +64,7 @@ pub struct Server {
     pub(crate) tasks: BTreeMap<u64, Task>,
     pub(crate) connections: Connections,
     pub(crate) ports: Ports,
+    pub(crate) calls: Calls,
     pub(crate) channels: BTreeMap<u32, Target>,
     pub(crate) last_number: u64,
     signals: SignalFd,
@@ -98,6 +100,7 @@ impl Server {
             tasks: BTreeMap::new(),
             connections: Connections::default(),
             ports: Ports::default(),
+            calls: Calls::default(),
             channels: BTreeMap::new(),
             last_number: 0,
             signals,
@@ -153,6 +156,7 @@ impl Server {
             Source::Task(task) => self.on_task(task),
             Source::Ports => self.on_ports(),
             Source::Connection(number) => self.on_connection(number),
+            Source::Calls => self.on_calls(),
         }
     }
 
@@ -183,6 +187,7 @@ impl Server {
             Timer::Power => self.power_advance(),
             Timer::Ports => self.look_at_ports(),
             Timer::Trigger => self.prepare_trigger(),
+            Timer::Calls => self.dismiss_calls(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd;
@@ -30,6 +30,15 @@ pub fn start(
     channel: Option<u32>,
     work: impl FnOnce() -> Result<Option<u64>, Refusal>,
 ) -> Result<Task, Refusal> {
+    start_with(channel, &[], work)
+}
+
+/// The same, for work that needs some of the agent's fds (all above 2).
+pub fn start_with(
+    channel: Option<u32>,
+    keep: &[RawFd],
+    work: impl FnOnce() -> Result<Option<u64>, Refusal>,
+) -> Result<Task, Refusal> {
     let (answer, report) = unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|errno| Refusal::system("cannot make a pipe", errno))?;
     // SAFETY: the agent has one thread.
@@ -37,7 +46,7 @@ pub fn start(
         .map_err(|errno| Refusal::system("cannot start another process", errno))?;
     if pid == 0 {
         // Else it would keep the pipes of jobs open for as long as it takes.
-        launch::close_others(&[report.as_raw_fd()]);
+        launch::close_others(&[keep, &[report.as_raw_fd()]].concat());
         let bytes = match work() {
             Ok(None) => vec![DONE],
             Ok(Some(number)) => [&[DONE][..], &number.to_le_bytes()].concat(),

@@ -3,11 +3,13 @@
 //! Read and written by hand over `rmpv`: derive macros cannot be built for a static target without
 //! moving the build's output, and what is read here is small and wants exact bounds.
 
+mod call;
 mod identity;
 mod networks;
 
 use rmpv::{Value, ValueRef, decode, encode};
 
+use crate::calls::CallRequest;
 use crate::connection::Connect;
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
@@ -60,6 +62,7 @@ pub enum Request {
     Network(Network),
     Ports,
     Connect(Connect),
+    Call(CallRequest),
     Grow,
     PowerOff {
         reboot: bool,
@@ -352,6 +355,7 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
         "network" => networks::network(&map).map(Request::Network),
         "ports" => Ok(Request::Ports),
         "connect" => networks::connect(&map).map(Request::Connect),
+        "calls" | "answer" | "refuse" => call::read(&operation, &map).map(Request::Call),
         "grow" => Ok(Request::Grow),
         "poweroff" => power_off(&map),
         "sync" => Ok(Request::Sync),

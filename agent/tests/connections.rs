@@ -182,3 +182,20 @@ fn what_makes_no_sense_is_refused() {
         assert_eq!(error_code(&host.next_of(channel)), "invalid");
     }
 }
+
+#[test]
+fn an_ordinary_process_has_no_door() {
+    let agent = Agent::start();
+    let mut host = agent.host();
+    let channel = host.open(vec![("op", "calls".into()), ("user", "root".into())]);
+    assert_eq!(error_code(&host.next_of(channel)), "unsupported");
+    let channel = host.open(vec![("op", "answer".into()), ("call", 1.into())]);
+    assert_eq!(error_code(&host.next_of(channel)), "no-such-call");
+    let channel = host.open(vec![
+        ("op", "refuse".into()),
+        ("call", 1.into()),
+        ("message", "no".into()),
+    ]);
+    assert_eq!(error_code(&host.next_of(channel)), "no-such-call");
+    assert!(host.settle().is_empty());
+}

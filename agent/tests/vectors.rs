@@ -244,3 +244,12 @@ fn the_beginning_of_a_frame_is_nothing_yet() {
     }
     assert_eq!(STDIN, 0);
 }
+
+#[test]
+fn what_the_host_says_of_calls_is_understood() {
+    for vector in list(&vectors("calls"), "requests") {
+        let payload = hex(text(vector, "payload"));
+        let understood = wire::request(&payload).unwrap().is_ok();
+        assert_eq!(Json::from(understood), vector["ok"], "{}", vector["name"]);
+    }
+}

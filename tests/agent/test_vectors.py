@@ -32,6 +32,7 @@ def named(cases: list[dict[str, Any]]) -> list[Any]:
 FRAMES = load("frames.json")
 CREDIT = load("credit.json")
 RESYNC = load("resync.json")
+CALLS = load("calls.json")
 
 REPLIES: dict[str, type[m.Message]] = {
     "hello-agent": m.AgentHello,
@@ -206,3 +207,16 @@ def test_the_model_agent_agrees_with_the_vectors(case: dict[str, Any]) -> None:
     ]
     last_key = hellos[-1]["next_key"] if hellos else bytes.fromhex(case["key"])
     assert (agent.hellos, agent.key) == (len(hellos), last_key)
+
+
+@pytest.mark.parametrize("vector", named(CALLS["events"]))
+def test_a_call_is_an_event(vector: dict[str, Any]) -> None:
+    event = m.decode(bytes.fromhex(vector["payload"]), m.AgentEvent)
+    assert (event.event, event.call, event.uid) == ("call", vector["call"], vector["uid"])
+
+
+@pytest.mark.parametrize("vector", named([v for v in CALLS["requests"] if v["ok"]]))
+def test_what_is_said_of_calls_is_in_the_vectors(vector: dict[str, Any]) -> None:
+    requests = (m.Calls(user="ann"), m.Calls(user=None), m.AnswerCall(call=7),
+                m.RefuseCall(call=7, message="no"))  # fmt: skip
+    assert unpack(bytes.fromhex(vector["payload"])) in [unpack(m.encode(r)) for r in requests]

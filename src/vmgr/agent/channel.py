@@ -303,6 +303,14 @@ class AgentChannel(MachineRequests):
         request = m.Connect(addresses=list(addresses), port=port, datagrams=datagrams)
         return await self._start(request, sink)
 
+    async def answer_call(self, call: int, sink: JobSink) -> Stream:
+        """Take a call of a program in the machine (the event `call`).
+
+        Raises:
+            AgentError: it waits no more, or the channel is over.
+        """
+        return await self._start(m.AnswerCall(call=call), sink)
+
     async def ping(self) -> None:
         """One round trip.
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentEvent",
     "AgentHello",
+    "AnswerCall",
     "Attach",
     "Attached",
+    "Calls",
     "Clock",
     "Clocked",
     "Configure",
@@ -48,6 +50,7 @@ __all__ = [
     "Networked",
     "PortListener",
     "PowerOff",
+    "RefuseCall",
     "Request",
     "Resize",
     "SignalJob",
@@ -174,6 +177,8 @@ class AgentEvent(Message, frozen=True):
     result: JobExit | None = None
     count: Natural | None = None
     listening: Listeners | None = None
+    call: Natural | None = None
+    uid: Natural | None = None
 
 
 class Empty(Message, frozen=True):
@@ -232,7 +237,7 @@ class Listening(Message, frozen=True):
 
 
 class Connected(Message, frozen=True):
-    """A connection to one of the machine's ports was made."""
+    """A connection was made: to one of the machine's ports, or with somebody who called."""
 
 
 class Grown(Message, frozen=True):
@@ -388,6 +393,29 @@ class Connect(Request, frozen=True, kw_only=True, tag="connect"):
     """Packed; tried in this order."""
     port: int
     datagrams: bool = False
+
+
+class Calls(Request, frozen=True, kw_only=True, tag="calls"):
+    """Tell of programs in the machine that want something of the host; until it is said again."""
+
+    user: str | None
+    """Whose, beside root's; None: of nobody's any more."""
+
+
+class AnswerCall(Request, frozen=True, kw_only=True, tag="answer"):
+    """Take a call: the channel is the connection with the program."""
+
+    reply: ClassVar[type[Message]] = Connected
+    stream: ClassVar[bool] = True
+
+    call: int
+
+
+class RefuseCall(Request, frozen=True, kw_only=True, tag="refuse"):
+    """Do not take it, and say why."""
+
+    call: int
+    message: str
 
 
 class Grow(Request, frozen=True, kw_only=True, tag="grow"):

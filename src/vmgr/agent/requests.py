@@ -66,6 +66,18 @@ class MachineRequests:
         """Make the machine's network device what `network` says; whatever it was before is gone."""
         return await self._ask(network, m.Networked)
 
+    async def take_calls(self, user: str | None) -> None:
+        """Have programs of root's and `user`'s call us (`call` events); None: nobody's.
+
+        Raises:
+            AgentError: the machine cannot be given the door for it.
+        """
+        await self._ask(m.Calls(user=user), m.Empty)
+
+    async def refuse_call(self, call: int, message: str) -> None:
+        """Tell who called why nobody answers."""
+        await self._ask(m.RefuseCall(call=call, message=message), m.Empty)
+
     async def grow(self, *, deadline: float | None = None) -> int:
         """Grow the root file system to its disk; gives its size in bytes."""
         return (await self._ask(m.Grow(), m.Grown, deadline)).bytes

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from vmgr.api.hostcommands import HostCommands
+
 __all__ = [
     "Check",
     "ConfigEntry",
@@ -176,6 +178,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     snapshot: str | None = None
     """`MACHINE:TAG`: it begins as that was, a machine of its own; then it has no other image, and
     with a memory no other CPUs or memory."""
+    host_commands: HostCommands | None = None
+    """What it may run on this computer; None: nothing."""
 
 
 class PortForward(Model, frozen=True, kw_only=True):
@@ -276,6 +280,7 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     network: NetworkInfo | None = None
     ports: list[PortForward] = field(default_factory=list)
     """What is forwarded and what appeared by itself."""
+    host_commands: HostCommands = HostCommands()
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from vmgr._version import __version__
+from vmgr.api import hostcommands as h
 from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api.operations import API_PREFIX, OPERATIONS, Operation
@@ -61,7 +62,7 @@ def document() -> dict[str, Any]:
 def _all_types() -> list[Any]:
     types: dict[str, Any] = {}
     used: list[Any] = [m.Error, m.Event, s.Done, s.Progress, s.Failed, *_FIRST.values()]
-    used += [*_JOB_FROM_CLIENT, *_JOB_FROM_HELPER]
+    used += [h.Answer, h.Question, h.Settled, *_JOB_FROM_CLIENT, *_JOB_FROM_HELPER]
     for operation in OPERATIONS.values():
         used += [operation.request, operation.response, *(p.type for p in operation.query)]
     for kind in used:
@@ -156,5 +157,10 @@ def _messages(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]
             }
         case "event":
             return {"fromServer": any_of(m.Event, s.Failed)}
+        case "question":
+            return {
+                "fromClient": any_of(h.Answer),
+                "fromServer": any_of(h.Question, h.Settled, s.Failed),
+            }
         case _:
             return {"fromServer": any_of(s.Failed), "binary": _BINARY}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vmgr.api import models as m
 from vmgr.api.audit import AuditReport
+from vmgr.api.hostcommands import HostCommandsChange
 from vmgr.api.usage import Usage
 
 __all__ = ["API_PREFIX", "OPERATIONS", "Operation", "Parameter"]
@@ -38,7 +39,7 @@ class Operation:
     request: Any = None
     response: Any = None
     query: tuple[Parameter, ...] = ()
-    stream: Literal["job", "log", "event", "image"] | None = None
+    stream: Literal["job", "log", "event", "image", "question"] | None = None
     tags: tuple[str, ...] = field(default=())
 
     @property
@@ -232,6 +233,22 @@ OPERATIONS: dict[str, Operation] = {
             "Change what it may reach, also while it runs",
             m.NetworkChange,
             m.MachineInfo,
+        ),
+        Operation(
+            "host_commands_change",
+            "POST",
+            "/machines/{machine}/host-commands",
+            "Change what it may run on this computer, from its next command on",
+            HostCommandsChange,
+            m.MachineInfo,
+        ),
+        Operation(
+            "authorize",
+            "GET",
+            "/authorize",
+            "Answer questions about what machines may do",
+            stream="question",
+            query=(Parameter("machine", str, "only questions about this machine"),),
         ),
         Operation(
             "port_list",

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from vmgr.api.models import PortForward
 
 __all__ = [
+    "HOST_COMMANDS",
     "Parser",
     "allow_option",
     "cold_option",
     "command_of",
     "environment",
     "host_access_option",
+    "host_commands_options",
     "machine_argument",
     "machine_options",
     "machine_size",
@@ -40,6 +42,7 @@ _PORT: Final = re.compile(
     r"(?:/(?P<protocol>tcp|udp))?"
 )
 _PORT_MAX: Final = 65_535
+HOST_COMMANDS: Final = ("none", "ask", "list", "all")
 _UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_WIDTH: Final = 100
 _REWRITES: Final = (
@@ -166,6 +169,15 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     net_option(parser)
     allow_option(parser)
     host_access_option(parser)
+
+
+def host_commands_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what a new machine may run on this computer."""
+    parser.add_argument(
+        "--host-commands", choices=HOST_COMMANDS, metavar="MODE",
+        help="what its programs may run on this computer, as you, with host COMMAND: none, ask, "
+        "list (see vmgr host-commands), all",
+    )  # fmt: skip
 
 
 def net_option(parser: argparse.ArgumentParser) -> None:

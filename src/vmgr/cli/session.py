@@ -7,6 +7,7 @@ its signals, its input or its end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -23,9 +24,13 @@ from vmgr.client.jobstream import Gap, Output
 from vmgr.errors import CancelledByUserError, VmgrError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmgr.cli.asking import Asking
     from vmgr.cli.progress import ProgressLine
     from vmgr.client.job import Job
     from vmgr.client.jobstream import JobEvent
+    from vmgr.client.questions import Questions
 
 __all__ = ["Session"]
 
@@ -78,6 +83,7 @@ class Session:
         tty: the command has a terminal; ours becomes raw where stdin is one.
         progress: shows what happens before the command starts.
         whole: all output is expected, so dropped output is a failure even if the command's is none.
+        questions: gives those about the machine of that name, to be asked at our terminal.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Session:
         tty: bool,
         progress: ProgressLine,
         whole: bool = True,
+        questions: Callable[[str], Questions] | None = None,
     ) -> None:
         self._job = job
         self._stdin = stdin
@@ -96,6 +103,9 @@ class Session:
         self._whole = whole
         self._dropped = False
         self._raw = RawTerminal(stdin) if tty and stdin is not None and os.isatty(stdin) else None
+        self._questions = questions if self._raw is not None else None
+        self._asking: Asking | None = None
+        self._terminal = -1
         self._sinks = {s.STDOUT: _Sink(1), s.STDERR: _Sink(2)}
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
@@ -123,6 +133,8 @@ class Session:
         except BrokenPipeError:
             code = PIPE_CLOSED
         finally:
+            if self._asking is not None:
+                self._asking.close()
             self._leave()
             self._job.close()
         return code
@@ -140,6 +152,7 @@ class Session:
             for number in signals.take() if signals.fileno() in ready else ():
                 if (code := self._signalled(number)) is not None:
                     return code
+            self._serve_questions(ready)
             for flow, sink in self._sinks.items():
                 if sink.fd in ready and sink.pending:
                     self._write(flow, sink)
@@ -156,11 +169,18 @@ class Session:
         if stream.exit is None:
             out = select.POLLOUT if self._job.wants_write else 0
             wanted[self._job.fileno()] = select.POLLIN | out
-        for sink in self._sinks.values():
-            if sink.pending:
-                wanted[sink.fd] = select.POLLOUT
-        if self._stdin is not None and stream.started and stream.input_room:
-            wanted[self._stdin] = wanted.get(self._stdin, 0) | select.POLLIN
+        asking = self._asking
+        if asking is not None and not asking.closed:
+            wanted[asking.fileno()] = select.POLLIN
+        if asking is not None and asking.active:
+            # The terminal is the person's: the machine neither writes to it nor reads from it.
+            wanted[self._terminal] = select.POLLIN
+        else:
+            for sink in self._sinks.values():
+                if sink.pending:
+                    wanted[sink.fd] = select.POLLOUT
+            if self._stdin is not None and stream.started and stream.input_room:
+                wanted[self._stdin] = wanted.get(self._stdin, 0) | select.POLLIN
         for fd in self._watched.keys() - wanted.keys():
             self._poll.unregister(fd)
         for fd, mask in wanted.items():
@@ -187,6 +207,7 @@ class Session:
             if self._raw is not None:
                 self._raw.enter()
                 self._tell_size()
+            self._listen(event.machine)
         elif isinstance(event, Gap):
             self._dropped = self._whole
             note(f"vmgr: {event.count} bytes of output were dropped while nobody was attached")
@@ -224,10 +245,42 @@ class Session:
         size = terminal_size(0, 1, 2)
         self._job.stream.resize(size.rows, size.cols)
 
+    # -- questions -------------------------------------------------------------------------------
+    def _listen(self, machine: str) -> None:
+        """Be there for questions about the machine, from the command's start on."""
+        if self._questions is None or self._stdin is None:
+            return
+        if self._asking is not None and not self._asking.closed:
+            return
+        from vmgr.cli.asking import Asking
+
+        with contextlib.suppress(VmgrError, OSError):  # then others are asked, or nobody
+            if self._terminal < 0:
+                name = os.ttyname(self._stdin)
+                self._terminal = os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            self._asking = Asking(self._questions(machine), self._terminal, shared=True)
+
+    def _serve_questions(self, ready: dict[int, int]) -> None:
+        asking = self._asking
+        if asking is None:
+            return
+        stood = asking.active
+        if stood and self._terminal in ready:
+            asking.read()
+        if not asking.closed and asking.fileno() in ready:
+            asking.news()
+        if stood and not asking.active:
+            # What was on the screen is gone: a program that draws does it again for a new size.
+            size = terminal_size(0, 1, 2)
+            self._job.stream.resize(max(1, size.rows - 1), size.cols)
+            self._job.stream.resize(size.rows, size.cols)
+
     def _signalled(self, number: int) -> int | None:
         """Act on a signal; an exit code where it ends the session."""
         stream = self._job.stream
-        if number == signal.SIGTSTP and self._raw is not None:
+        if self._asking is not None and self._asking.active and number == signal.SIGINT:
+            self._asking.refuse()
+        elif number == signal.SIGTSTP and self._raw is not None:
             self._raw.leave()
             os.kill(os.getpid(), signal.SIGSTOP)
         elif number in {signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP}:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vmgr.api.hostcommands import HostCommandsChange
+    from vmgr.client.aioquestions import AsyncQuestions
+
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
@@ -231,6 +234,12 @@ class AsyncClient:
         """Change what a machine may reach, also while it runs."""
         return await self._call(m.MachineInfo, "network_change", {"machine": machine}, body=change)
 
+    async def host_commands_change(self, machine: str, change: HostCommandsChange) -> m.MachineInfo:
+        """Change what a machine may run on this computer, from its next command on."""
+        return await self._call(
+            m.MachineInfo, "host_commands_change", {"machine": machine}, body=change
+        )
+
     # -- ports -------------------------------------------------------------------------------------
     async def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""
@@ -330,6 +339,16 @@ class AsyncClient:
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield event_of(message)
+
+    async def authorize(self, machine: str | None = None) -> AsyncQuestions:
+        """Questions that the person is to answer, about one machine or all.
+
+        Raises:
+            VmgrError: the helper cannot be reached.
+        """
+        from vmgr.client.aioquestions import AsyncQuestions
+
+        return AsyncQuestions(await self._connect(), machine)
 
     async def image_build(
         self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vmgr.api.hostcommands import HostCommandsChange
     from vmgr.client.job import Job
+    from vmgr.client.questions import Questions
 
 __all__ = ["Client"]
 
@@ -226,6 +228,10 @@ class Client:
         """Change what a machine may reach, also while it runs."""
         return self._call(m.MachineInfo, "network_change", {"machine": machine}, body=change)
 
+    def host_commands_change(self, machine: str, change: HostCommandsChange) -> m.MachineInfo:
+        """Change what a machine may run on this computer, from its next command on."""
+        return self._call(m.MachineInfo, "host_commands_change", {"machine": machine}, body=change)
+
     # -- ports -------------------------------------------------------------------------------------
     def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""
@@ -317,6 +323,16 @@ class Client:
         """What happens from now on, or from sequence number `since` on where still known."""
         for message in self._stream("events", {}, {"since": since}):
             yield event_of(message)
+
+    def authorize(self, machine: str | None = None) -> Questions:
+        """Questions that the person is to answer, about one machine or all.
+
+        Raises:
+            VmgrError: the helper cannot be reached.
+        """
+        from vmgr.client.questions import Questions
+
+        return Questions(self._connect(), machine)
 
     def image_build(
         self, build: m.ImageBuild, on_progress: Callable[[s.Progress], None] | None = None

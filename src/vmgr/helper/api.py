@@ -196,6 +196,11 @@ class Api(Streaming):
         await self._helper.policies.change(machine, call.body)
         return await self._helper.machines.info(machine.name)
 
+    async def host_commands_change(self, call: Call) -> m.MachineInfo:
+        machine = self._helper.machines.get(call.path["machine"])
+        await self._helper.host_calls.change(machine, call.body)
+        return await self._helper.machines.info(machine.name)
+
     # -- ports ------------------------------------------------------------------------------
 
     async def port_list(self, call: Call) -> list[m.PortForward]:

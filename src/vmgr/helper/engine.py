@@ -244,6 +244,7 @@ class Engine:
             # What was saved of it is of no use from here on.
             await self.suspending.drop(machine)
         self._helper.ports.automatic.follow(machine)
+        await self._helper.host_calls.tell(machine, channel, greeting.features)
 
     async def _hello_again(
         self, machine: Machine, vmm: Vmm, *, booting: bool
@@ -414,6 +415,9 @@ class Engine:
     def _agent_event(self, machine: Machine, event: AgentEvent) -> None:
         if event.event == "ports":
             self._helper.ports.automatic.heard(machine, listeners_of(event.listening or []))
+            return
+        if event.event == "call":
+            self._helper.host_calls.heard(machine, event)
             return
         log.info("machine %s: agent says %s", machine.name, event.event[:100])
         self._services.events.publish("machine.agent", machine.name, event=event.event[:100])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import ForkedMachine, ForkMachine
 from vmgr.artifact.sparse import copy_sparse
 from vmgr.errors import ResourceError, UsageError, VmgrError
@@ -209,6 +210,8 @@ def copied_row(row: MachineRow, name: str) -> MachineRow:
         network_problem=None,
         # A port of this computer leads to one machine.
         ports=[],
+        # What one may run on this computer was said of it, not of its copies.
+        host_commands=HostCommands(),
         created_at=time.time(),
         started_at=None,
         boot_seconds=None,

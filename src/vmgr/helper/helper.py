@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmgr._version import __version__
 from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
+from vmgr.authorization import Authorization, Polkit
 from vmgr.config import Config
 from vmgr.desktop import Notification, Notifications, SessionBus
 from vmgr.errors import VmgrError
@@ -18,6 +19,7 @@ from vmgr.helper import crash, session
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
+from vmgr.helper.hostcalls import HostCalls
 from vmgr.helper.idling import Idling
 from vmgr.helper.images import ImageService
 from vmgr.helper.machine import Services
@@ -95,6 +97,9 @@ class Helper:
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
+        # polkit lets root do anything without asking.
+        self.authorization = Authorization(Polkit() if os.getuid() else None)
+        self.host_calls = HostCalls(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)

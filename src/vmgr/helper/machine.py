@@ -286,6 +286,7 @@ class Machine:
             vmm=vmm,
             network=self._network(),
             ports=[*row.ports, *self.automatic],
+            host_commands=row.host_commands,
             notes=_notes(vmm),
         )
 

@@ -41,6 +41,7 @@ from vmgr.errors import (
 from vmgr.helper.commitment import Commitment, host_memory
 from vmgr.helper.engine import Engine
 from vmgr.helper.forking import Forking
+from vmgr.helper.hostcalls import rights_of
 from vmgr.helper.machine import Machine, Services
 from vmgr.helper.ports import check_ports
 from vmgr.helper.reconcile import reconcile
@@ -230,6 +231,7 @@ class Machines:
             or ("internet" if request.ephemeral else str(config.get("network.access"))),
             allow=None if request.allow is None else canonical(request.allow),
             host_access=sorted(set(request.host_access)),
+            host_commands=rights_of(request.host_commands),
             created_at=time.time(),
         )
         self._check_cpus(row.cpus)

@@ -26,6 +26,7 @@ from vmgr.errors import ConflictError, NotFoundError, StateError, UsageError
 from vmgr.helper.archives import SnapshotArchives
 from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
+from vmgr.helper.hostcalls import rights_of
 from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
@@ -292,6 +293,7 @@ class Snapshots:
                 copied_row(row, name), ports=request.ports, access=request.access or row.access,
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
+                host_commands=rights_of(request.host_commands),
             )
         )  # fmt: skip
         async with machine.lock:

@@ -379,6 +379,7 @@ class Starting:
         channel, greeting = booted.hello
         try:
             await self.introduce(machine, channel, greeting)
+            await self._helper.host_calls.tell(machine, channel, greeting.features)
         except BaseException:
             machine.vmm = None
             channel.close()

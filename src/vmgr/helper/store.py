@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import PortForward  # noqa: TC001 (msgspec resolves annotations at run time)
 from vmgr.errors import ConflictError, ResourceError, StateError
 
@@ -68,6 +69,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     network_problem: str | None = None
     ports: list[PortForward] = []
     auto_ports: bool | None = None
+    host_commands: HostCommands = HostCommands()
+    """What it may run on this computer."""
     created_at: float
     started_at: float | None = None
     boot_seconds: float | None = None

@@ -11,6 +11,7 @@ import msgspec
 
 from vmgr.api import models as m
 from vmgr.api import streams
+from vmgr.api.hostcommands import Answer
 from vmgr.errors import StateError, UsageError, VmgrError
 from vmgr.helper.ephemeral import EphemeralRun
 from vmgr.helper.logtail import tail_file
@@ -190,6 +191,31 @@ class Streaming:
                     await socket.send_str(msgspec.json.encode(event).decode())
 
             await while_connected(socket, send())
+
+    # -- questions ----------------------------------------------------------------------------
+
+    async def authorize(self, call: Call, socket: web.WebSocketResponse) -> None:
+        async with self._reporting(socket):
+            if (machine := call.query["machine"]) is not None:
+                self._helper.machines.get(machine)
+            authorization = self._helper.authorization
+            with authorization.listening(machine) as listener:
+
+                async def send() -> None:
+                    while True:
+                        news = await listener.next()
+                        await socket.send_str(msgspec.json.encode(news).decode())
+
+                sending = asyncio.create_task(send(), name="questions to a client")
+                try:
+                    while (text := await receive_text(socket)) is not None:
+                        try:
+                            said = msgspec.json.decode(text, type=Answer)
+                        except msgspec.MsgspecError as error:
+                            raise UsageError(f"the answer is not acceptable: {error}") from None
+                        authorization.answer(said.id, allow=said.allow)
+                finally:
+                    await _end(sending)
 
     # -- machinery ---------------------------------------------------------------------------
 

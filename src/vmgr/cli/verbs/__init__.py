@@ -47,6 +47,8 @@ VERBS: Final[dict[str, Verb]] = {
     "info": Verb(GROUPS[0], "show all about a machine"),
     "top": Verb(GROUPS[0], "show what running machines use, as it changes"),
     "net": Verb(GROUPS[0], "show and change what a machine may reach"),
+    "host-commands": Verb(GROUPS[0], "show and change what a machine may run on this computer"),
+    "authorize": Verb(GROUPS[0], "answer what machines ask of you"),
     "port": Verb(GROUPS[0], "forward ports of this computer to machines"),
     "ip": Verb(GROUPS[0], "show a machine's address on this computer"),
     "open": Verb(GROUPS[0], "open a machine's web page in the browser"),

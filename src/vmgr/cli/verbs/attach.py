@@ -42,4 +42,6 @@ def execute(options: argparse.Namespace) -> int:
     with ProgressLine() as progress:
         job = helper.attach(options.name, options.job)
         stdin = None if options.no_stdin else 0
-        return Session(job, stdin=stdin, tty=tty, progress=progress, whole=False).run()
+        return Session(
+            job, stdin=stdin, tty=tty, progress=progress, whole=False, questions=helper.authorize
+        ).run()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
-from vmgr.cli.parser import cold_option, machine_options, network_options
+from vmgr.cli.parser import cold_option, host_commands_options, machine_options, network_options
 from vmgr.cli.progress import ProgressLine
 from vmgr.errors import NotFoundError
 
@@ -27,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machine_options(parser)
     cold_option(parser)
     network_options(parser)
+    host_commands_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     origin = parser.add_argument(
@@ -52,6 +54,7 @@ def execute(options: argparse.Namespace) -> int:
         access=options.net,
         allow=options.allow,
         host_access=options.host_access or [],
+        host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,

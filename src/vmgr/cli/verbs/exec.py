@@ -50,11 +50,16 @@ def execute(options: argparse.Namespace) -> int:
         )
     spec = command_spec(options, command, tty=options.tty, detached=options.detach)
     with ProgressLine() as progress:
-        job = client().exec(options.name, spec)
+        helper = client()
+        job = helper.exec(options.name, spec)
         if options.detach:
             return _detach(job)
         return Session(
-            job, stdin=0 if spec.stdin else None, tty=options.tty, progress=progress
+            job,
+            stdin=0 if spec.stdin else None,
+            tty=options.tty,
+            progress=progress,
+            questions=helper.authorize,
         ).run()
 
 

@@ -54,6 +54,14 @@ def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
     ]
 
 
+def _host_commands(machine: MachineInfo) -> str | None:
+    rights = machine.host_commands
+    if rights.mode == "none":
+        return None
+    allowed = f" ({', '.join(rights.allow)})" if rights.allow and rights.mode != "all" else ""
+    return rights.mode + allowed
+
+
 def _port(port: PortForward) -> str:
     note = f" ({port.problem})" if port.problem else ""
     kind = "" if port.protocol == "tcp" else "/udp"
@@ -92,6 +100,7 @@ def _show(machine: MachineInfo) -> None:
         ("Accelerator", None if vmm is None else vmm.accelerator),
         ("Sandbox", None if vmm is None else vmm.sandbox),
         *_network(machine.network),
+        ("Host commands", _host_commands(machine)),
         *(("Port", _port(port)) for port in machine.ports),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 
+from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import CreateMachine
 from vmgr.cli.connection import client
-from vmgr.cli.parser import cold_option, command_of, machine_options, network_options
+from vmgr.cli.parser import (
+    cold_option,
+    command_of,
+    host_commands_options,
+    machine_options,
+    network_options,
+)
 from vmgr.cli.progress import ProgressLine
 from vmgr.cli.session import Session
 from vmgr.cli.verbs.exec import command_options, command_spec
@@ -28,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machine_options(parser)
     cold_option(parser)
     network_options(parser)
+    host_commands_options(parser)
     parser.add_argument("--name", metavar="NAME", help="the machine's name, while it lives")
     parser.add_argument("--rm", action="store_true", help=argparse.SUPPRESS)  # docker's habit
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
@@ -58,10 +66,18 @@ def execute(options: argparse.Namespace) -> int:
         access=options.net,
         allow=options.allow,
         host_access=options.host_access or [],
+        host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
         auto_ports=options.auto_ports,
         ephemeral=True,
     )
     with ProgressLine(quiet=options.quiet) as progress:
-        job = client().run(machine, spec)
-        return Session(job, stdin=0 if spec.stdin else None, tty=tty, progress=progress).run()
+        helper = client()
+        job = helper.run(machine, spec)
+        return Session(
+            job,
+            stdin=0 if spec.stdin else None,
+            tty=tty,
+            progress=progress,
+            questions=helper.authorize,
+        ).run()

@@ -41,4 +41,6 @@ def execute(options: argparse.Namespace) -> int:
     tty = os.isatty(0)
     spec = msgspec.structs.replace(command_spec(options, [], tty=tty), login=True)
     with ProgressLine() as progress:
-        return Session(client().exec(options.name, spec), stdin=0, tty=tty, progress=progress).run()
+        helper = client()
+        job = helper.exec(options.name, spec)
+        return Session(job, stdin=0, tty=tty, progress=progress, questions=helper.authorize).run()
