@@ -12,6 +12,7 @@ pub mod account;
 pub mod boot;
 pub mod builtins;
 pub mod children;
+pub mod clock;
 pub mod connection;
 pub mod connections;
 pub mod counter;

@@ -51,6 +51,9 @@ pub enum Request {
     Clock {
         realtime_ns: i64,
     },
+    Time {
+        slew_ns: Option<i64>,
+    },
     Configure(Configure),
     /// `sync`: what is in memory is written to the disks as well.
     Freeze {
@@ -82,6 +85,7 @@ pub enum Builtin {
     Connect,
     Listen,
     Accept,
+    Account,
 }
 
 impl Builtin {
@@ -99,6 +103,7 @@ impl Builtin {
             "connect" => Self::Connect,
             "listen" => Self::Listen,
             "accept" => Self::Accept,
+            "account" => Self::Account,
             _ => return None,
         })
     }
@@ -117,6 +122,7 @@ impl Builtin {
             Self::Connect => "connect",
             Self::Listen => "listen",
             Self::Accept => "accept",
+            Self::Account => "account",
         }
     }
 }
@@ -341,9 +347,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
             let signal = map.required("signal", signal)?;
             Ok(Request::Signal { job, signal })
         }),
-        "clock" => map
-            .required("realtime_ns", signed)
-            .map(|realtime_ns| Request::Clock { realtime_ns }),
+        "clock" => identity::clock(&map),
+        "time" => identity::time(&map),
         "configure" => identity::configure(&map).map(Request::Configure),
         "freeze" => map
             .flag("unsynced")

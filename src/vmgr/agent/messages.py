@@ -48,6 +48,7 @@ __all__ = [
     "Networked",
     "PortListener",
     "PowerOff",
+    "Reading",
     "Request",
     "Resize",
     "SignalJob",
@@ -55,6 +56,7 @@ __all__ = [
     "Sync",
     "TerminalSize",
     "Thaw",
+    "Time",
     "WatchPorts",
     "decode",
     "encode",
@@ -66,6 +68,7 @@ MAX_JOBS: Final = 256
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Offset = Annotated[int, Meta(ge=0, le=2**62)]
 """Of a flow's byte; so far below 2**64 that no window beyond it overflows."""
+Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Short = Annotated[str, Meta(max_length=256)]
 Long = Annotated[str, Meta(max_length=4096)]
 
@@ -210,6 +213,16 @@ class Clocked(Message, frozen=True):
     stepped_ns: int = 0
 
 
+class Reading(Message, frozen=True):
+    """What the machine's clock says, and who keeps it."""
+
+    realtime_ns: Nanoseconds
+    synchronized: bool = False
+    """A program of the machine's own keeps it."""
+    pending_ns: Nanoseconds = 0
+    """By how much it is still to be slewed."""
+
+
 class Configured(Message, frozen=True):
     """The machine is as asked."""
 
@@ -332,6 +345,14 @@ class Clock(Request, frozen=True, kw_only=True, tag="clock"):
     reply: ClassVar[type[Message]] = Clocked
 
     realtime_ns: int
+
+
+class Time(Request, frozen=True, kw_only=True, tag="time"):
+    """Read the machine's clock, after beginning to slew it where that is asked."""
+
+    reply: ClassVar[type[Message]] = Reading
+
+    slew_ns: int | None = None
 
 
 class Configure(Request, frozen=True, kw_only=True, tag="configure"):

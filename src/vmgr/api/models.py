@@ -12,6 +12,7 @@ from msgspec import Meta, Struct, field
 
 __all__ = [
     "Check",
+    "ClockInfo",
     "ConfigEntry",
     "CreateMachine",
     "CreateSnapshot",
@@ -166,6 +167,9 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
     """Its first start is a boot, also where there is a template."""
+    user: str | None = None
+    """The user as whom commands run in it, made where there is none; `root`: root. None: as
+    configured, and the image's own for an ephemeral machine."""
     snapshot: str | None = None
     """`MACHINE:TAG`: it begins as that was, a machine of its own; then it has no other image, and
     with a memory no other CPUs or memory."""
@@ -241,6 +245,20 @@ class NetworkInfo(Model, frozen=True, kw_only=True):
     """What it was denied lately, the latest first, since the helper started."""
 
 
+class ClockInfo(Model, frozen=True, kw_only=True):
+    """A machine's clock, against this computer's."""
+
+    offset_seconds: float
+    """The machine's is ahead by so much."""
+    uncertainty_seconds: float
+    measured_at: float
+    synchronized: bool
+    """A program of the machine's own keeps it, so vmgr does not."""
+    corrected: Literal["slew", "step"] | None = None
+    """How it was corrected last, since the helper started."""
+    corrected_at: float | None = None
+
+
 class MachineInfo(Model, frozen=True, kw_only=True):
     """A machine as it is now."""
 
@@ -265,8 +283,11 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     started_from: StartedFrom | None = None
     """Whether it booted or went on where it, or another machine, stood; None: it never ran."""
     init: str | None
+    user: str = "root"
+    """As whom commands run in it that name no other."""
     vmm: VmmInfo | None
     network: NetworkInfo | None = None
+    clock: ClockInfo | None = None
     ports: list[PortForward] = field(default_factory=list)
     """What is forwarded and what appeared by itself."""
     notes: list[str] = field(default_factory=list)
@@ -395,7 +416,7 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     env: dict[str, str] = field(default_factory=dict)
     cwd: str | None = None
     user: str | None = None
-    """`NAME`, `UID` or either with `:GROUP`; None: the image's default user."""
+    """`NAME`, `UID` or either with `:GROUP`; None: the machine's own (`MachineInfo.user`)."""
     tty: TerminalSize | None = None
     stdin: bool = False
     login: bool = False

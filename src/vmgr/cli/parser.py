@@ -30,6 +30,7 @@ __all__ = [
     "port_number",
     "size",
     "split_command",
+    "user_options",
 ]
 
 VERB: Final = "VERB"
@@ -155,6 +156,17 @@ def cold_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", help="boot, also where it could start from a template"
     )
+
+
+def user_options(parser: argparse.ArgumentParser) -> None:
+    """Declare as whom commands run in a new machine."""
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--user", dest="as_user", metavar="NAME",
+        help="commands in it run as this user, who is made with your number and with sudo; "
+        "otherwise as user.default says (vmgr config)",
+    )  # fmt: skip
+    who.add_argument("--root", action="store_true", help="commands in it run as root")
 
 
 def network_options(parser: argparse.ArgumentParser) -> None:

@@ -207,6 +207,18 @@ class Program(_Text):
         return value
 
 
+class Locale(_Text):
+    """A locale's name, `host` or nothing."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.@-]{0,64}", value):
+            raise UsageError(
+                f"{str(value)[:40]!r} is not a locale", next_step="write it like: de_DE.UTF-8"
+            )
+        return value
+
+
 class Ports(_Text):
     """On, off or a list of ports."""
 
@@ -297,6 +309,13 @@ _TABLE: Final = (
             "How many templates are kept; 0: machines always boot"),
     Setting("template.space", Size(64 * MIB), lambda: 4 * GIB,
             "Disk space that templates may take"),
+    Setting("user.default", Choice(("me", "root")), lambda: "me",
+            "As whom commands run in new named machines: a user of your name, or root"),
+    Setting("user.locale", Locale(), lambda: "host",
+            "That user's locale: host (as on this computer, where the machine has it), empty (the "
+            "image's), or one like de_DE.UTF-8"),
+    Setting("user.shell", Program(), lambda: "",
+            "That user's login shell; empty: yours, where the machine has it, else bash or sh"),
 )  # fmt: skip
 
 SETTINGS: Final = {setting.key: setting for setting in _TABLE}

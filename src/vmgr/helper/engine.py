@@ -153,6 +153,7 @@ class Engine:
         self._keep(machine, vmm)
         self._helper.idling.look()
         self._helper.ports.automatic.follow(machine)
+        self._helper.accounts.begin(machine)
 
     async def connect(self, machine: Machine) -> AgentChannel:
         """Connect to a machine's agent; waits for no answer."""
@@ -404,13 +405,16 @@ class Engine:
             ExecError: the command could not be started.
         """
         channel = await machine.ready_channel()
-        environment = {**machine.row.env, **spec.env}
-        return await channel.exec(
+        user, locale = spec.user, ""
+        if user is None:
+            user, locale = await self._helper.accounts.user_of(machine)
+        environment = {**machine.row.env, **({"LANG": locale} if locale else {}), **spec.env}
+        job = await channel.exec(
             ExecRequest(
                 argv=[a.encode() for a in spec.argv],
                 env=[f"{name}={value}".encode() for name, value in environment.items()],
                 cwd=spec.cwd.encode() if spec.cwd is not None else None,
-                user=spec.user or machine.row.default_user,
+                user=user,
                 tty=TerminalSize(rows=spec.tty.rows, cols=spec.tty.cols) if spec.tty else None,
                 stdin=spec.stdin,
                 login=spec.login,
@@ -420,6 +424,8 @@ class Engine:
             ),
             sink,
         )
+        self._helper.clocks.used(machine)
+        return job
 
     async def jobs(self, machine: Machine) -> list[JobInfo]:
         """A running machine's jobs, and those that ended and were not collected."""

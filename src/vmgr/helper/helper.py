@@ -14,6 +14,8 @@ from vmgr.api.models import HelperStatus
 from vmgr.config import Config
 from vmgr.errors import VmgrError
 from vmgr.helper import crash
+from vmgr.helper.accounts import Accounts
+from vmgr.helper.clocks import Clocks
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
@@ -81,6 +83,8 @@ class Helper:
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
+        self.accounts = Accounts(self)
+        self.clocks = Clocks(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -103,6 +107,7 @@ class Helper:
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
+        self.watchers.start(self.clocks.run(), name="machines' clocks")
         self.watchers.start(self.ssh.begin(), name="ssh server")
         try:
             port = int((await self.settings()).get("names.port"))

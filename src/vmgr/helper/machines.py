@@ -133,6 +133,7 @@ class Machines:
 
     async def info(self, name: str) -> MachineInfo:
         """One machine."""
+        await self._helper.clocks.fresh(self.get(name))
         return await self._services.executors.in_files(self.get(name).info)
 
     # -- making ---------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class Machines:
             image_digest=image.digest,
             init=image.init,
             default_user=image.default_user,
+            user=self._helper.accounts.wanted(request, image, config),
             env=image.env,
             cpus=request.cpus or int(config.get("machine.cpus")),
             memory_bytes=memory,

@@ -278,6 +278,7 @@ class Snapshots:
         machine = await machines.add(
             msgspec.structs.replace(
                 copied_row(row, name), ports=request.ports, access=request.access or row.access,
+                user=await self._helper.accounts.named(request.user) if request.user else row.user,
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
             )

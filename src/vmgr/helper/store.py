@@ -23,6 +23,7 @@ import msgspec
 
 from vmgr.api.models import PortForward  # noqa: TC001 (msgspec resolves annotations at run time)
 from vmgr.errors import ConflictError, ResourceError, StateError
+from vmgr.helper.userrow import UserRow  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     image_digest: str
     init: str | None = None
     default_user: str = "root"
+    user: UserRow | None = None
+    """The person's account in it; None: it has none."""
     env: dict[str, str] = {}
     cpus: int
     memory_bytes: int

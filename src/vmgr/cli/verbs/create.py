@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
-from vmgr.cli.parser import cold_option, machine_options, network_options
+from vmgr.cli.parser import cold_option, machine_options, network_options, user_options
 from vmgr.cli.progress import ProgressLine
 from vmgr.errors import NotFoundError
 
@@ -18,6 +18,7 @@ DESCRIPTION = """Create a machine with a disk of its own. Without a name, one is
 is printed. An image that is missing and that vmgr can build is built first."""
 EXAMPLES = """examples:
   vmgr create web
+  vmgr create --user dev web          # commands in it run as dev, who has sudo
   vmgr create --from web:before trial
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
 
@@ -27,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     machine_options(parser)
     cold_option(parser)
     network_options(parser)
+    user_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     origin = parser.add_argument(
@@ -49,6 +51,7 @@ def execute(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         disk_bytes=options.disk,
         cold=options.cold,
+        user="root" if options.root else options.as_user,
         access=options.net,
         allow=options.allow,
         host_access=options.host_access or [],

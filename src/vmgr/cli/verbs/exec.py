@@ -71,7 +71,7 @@ def command_options(parser: argparse.ArgumentParser) -> None:
         help="set a variable; without a value, to what it is here",
     )  # fmt: skip
     parser.add_argument("-w", "--workdir", metavar="DIR", help="its working directory")
-    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs")
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs (root, say)")
 
 
 def command_spec(
