@@ -235,6 +235,11 @@ class MachinePaths:
         return self.state / "disk.qcow2"
 
     @property
+    def seed(self) -> Path:
+        """cloud-init's user-data, as a disk."""
+        return self.state / "seed.iso"
+
+    @property
     def saved(self) -> Path:
         """What a suspended machine had in memory."""
         return self.state / "saved"

@@ -170,6 +170,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     user: str | None = None
     """The user as whom commands run in it, made where there is none; `root`: root. None: as
     configured, and the image's own for an ephemeral machine."""
+    user_data: str | None = None
+    """What cloud-init in it is given (NoCloud). Its first start is a boot."""
     snapshot: str | None = None
     """`MACHINE:TAG`: it begins as that was, a machine of its own; then it has no other image, and
     with a memory no other CPUs or memory."""

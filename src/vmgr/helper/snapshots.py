@@ -352,6 +352,10 @@ def _changed(row: MachineRow, snapshot: Snapshot, request: CreateMachine) -> Mac
         raise UsageError(
             "a machine from a snapshot has a disk of the same size", next_step="leave out --disk"
         )
+    if request.user_data is not None:
+        raise UsageError(
+            "a machine from a snapshot was set up before", next_step="leave out --user-data"
+        )
     cpus, memory = request.cpus or row.cpus, request.memory_bytes or row.memory_bytes
     if snapshot.has_memory and (cpus, memory) != (row.cpus, row.memory_bytes):
         raise UsageError(

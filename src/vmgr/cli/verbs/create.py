@@ -9,7 +9,7 @@ from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
 from vmgr.cli.parser import cold_option, machine_options, network_options, user_options
 from vmgr.cli.progress import ProgressLine
-from vmgr.errors import NotFoundError
+from vmgr.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -31,6 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     user_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+    parser.add_argument(
+        "--user-data", metavar="FILE", help="for cloud-init in the image (-: standard input)"
+    )
     origin = parser.add_argument(
         "--from", dest="snapshot", metavar="MACHINE:TAG", help="begin as this snapshot was"
     )
@@ -51,6 +54,7 @@ def execute(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         disk_bytes=options.disk,
         cold=options.cold,
+        user_data=None if options.user_data is None else _read(options.user_data),
         user="root" if options.root else options.as_user,
         access=options.net,
         allow=options.allow,
@@ -74,3 +78,15 @@ def execute(options: argparse.Namespace) -> int:
     else:
         print(machine.name)
     return 0
+
+
+def _read(path: str) -> str:
+    import sys
+    from pathlib import Path
+
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not text") from None
