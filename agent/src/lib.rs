@@ -35,6 +35,7 @@ pub mod power;
 pub mod pty;
 pub mod receiver;
 pub mod requests;
+pub mod secrets;
 pub mod serve;
 pub mod server;
 pub mod still;

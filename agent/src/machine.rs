@@ -83,7 +83,11 @@ impl Machine {
             ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
             (
                 "features",
-                Value::Array(["still", "ports", "time"].map(Value::from).to_vec()),
+                Value::Array(
+                    ["still", "ports", "time", "secrets"]
+                        .map(Value::from)
+                        .to_vec(),
+                ),
             ),
             ("jobs", jobs),
         ]

@@ -149,6 +149,7 @@ impl Server {
         job.argv = exec.argv;
         job.user = exec.user;
         job.detached = exec.detached;
+        job.private = exec.secrets.private;
         if let Err(errno) = job.watch(&self.event_loop) {
             job.kill();
             return Err(Refusal::system("cannot watch another job", errno));

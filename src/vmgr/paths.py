@@ -101,6 +101,11 @@ class Paths:
     def machines(self) -> Path:
         return self.state / "machines"
 
+    @property
+    def secrets(self) -> Path:
+        """Secrets, where no keyring keeps them: a file each."""
+        return self.state / "secrets"
+
     def machine(self, machine_id: str) -> MachinePaths:
         """The files of one machine, by its id (12 hexadecimal digits, never its name)."""
         return MachinePaths(self.machines / machine_id, self.runtime / "machines" / machine_id)

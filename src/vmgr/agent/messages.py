@@ -107,6 +107,8 @@ class JobRecord(Message, frozen=True):
     user: Short = ""
     tty: bool = False
     detached: bool = False
+    private: bool = False
+    """It was given secrets."""
     started_ns: Natural = 0
     """CLOCK_BOOTTIME."""
     attached: bool = False
@@ -306,6 +308,10 @@ class ExecRequest(Request, frozen=True, kw_only=True, tag="exec"):
     builtin: str | None = None
     detached: bool = False
     label: str = ""
+    private: bool = False
+    """Something in `env` is a secret."""
+    secret_files: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Names and contents."""
 
 
 class Attach(Request, frozen=True, kw_only=True, tag="attach"):

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
+
+from vmgr.api.base import Model
+from vmgr.api.clock import ClockInfo
+from vmgr.api.secrets import SecretInfo, SecretUse, SetSecret
 
 __all__ = [
     "Check",
@@ -36,12 +40,16 @@ __all__ = [
     "MachineInfo",
     "MachineRemoved",
     "MachineStatus",
+    "Model",
     "NetworkAccess",
     "NetworkChange",
     "NetworkInfo",
     "PortForward",
     "SandboxLevel",
+    "SecretInfo",
+    "SecretUse",
     "SetConfig",
+    "SetSecret",
     "SnapshotExport",
     "SnapshotFile",
     "SnapshotImport",
@@ -64,10 +72,6 @@ MachineStatus = Literal[
     "suspending", "suspended", "restoring",
 ]  # fmt: skip
 StartedFrom = Literal["boot", "template", "suspended", "fork", "snapshot"]
-
-
-class Model(Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=False):
-    """Base of all bodies."""
 
 
 class ErrorBody(Model, frozen=True, kw_only=True):
@@ -247,20 +251,6 @@ class NetworkInfo(Model, frozen=True, kw_only=True):
     """What it was denied lately, the latest first, since the helper started."""
 
 
-class ClockInfo(Model, frozen=True, kw_only=True):
-    """A machine's clock, against this computer's."""
-
-    offset_seconds: float
-    """The machine's is ahead by so much."""
-    uncertainty_seconds: float
-    measured_at: float
-    synchronized: bool
-    """A program of the machine's own keeps it, so vmgr does not."""
-    corrected: Literal["slew", "step"] | None = None
-    """How it was corrected last, since the helper started."""
-    corrected_at: float | None = None
-
-
 class MachineInfo(Model, frozen=True, kw_only=True):
     """A machine as it is now."""
 
@@ -432,6 +422,8 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     ) = None  # fmt: skip
     """A program of the agent's own, to which `argv[1:]` are arguments; see the agent protocol."""
     detached: bool = False
+    secrets: list[SecretUse] = field(default_factory=list)
+    """What it is given that nobody else sees; see docs/credentials.md."""
 
 
 class ExitResult(Model, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from vmgr.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmgr.api.models import PortForward
+    from vmgr.api.models import PortForward, SecretUse
 
 __all__ = [
     "Parser",
@@ -28,6 +28,7 @@ __all__ = [
     "network_options",
     "port",
     "port_number",
+    "secret",
     "size",
     "split_command",
     "user_options",
@@ -128,6 +129,19 @@ def environment(text: str) -> tuple[str, str | None]:
     if not name or "\0" in text:
         raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
     return name, value if equals else None
+
+
+def secret(text: str) -> SecretUse:
+    """`NAME`, `NAME=VARIABLE` or `NAME:PATH`."""
+    from vmgr.api.models import SecretUse
+
+    name, colon, path = text.partition(":")
+    if colon and "=" not in name:
+        return SecretUse(name=name, path=path)
+    name, equals, variable = text.partition("=")
+    if equals and not variable:
+        raise argparse.ArgumentTypeError(f'"{text}" names no variable')
+    return SecretUse(name=name, env=variable or None)
 
 
 def machine_argument(parser: argparse.ArgumentParser, *, many: bool = False) -> None:

@@ -295,6 +295,9 @@ _TABLE: Final = (
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),
+    Setting("secrets.store", Choice(("auto", "keyring", "file")), lambda: "auto",
+            "Where secrets are kept: the desktop's keyring (Secret Service) where there is one, "
+            "there alone, or in files that only you can read"),
     Setting("ssh.agent", MachineNames(), lambda: "",
             "Machines whose SSH sessions may use the client's ssh-agent, separated by spaces"),
     Setting("ssh.port", Count(0, 65_535), lambda: 0,

@@ -408,11 +408,15 @@ class Engine:
         user, locale = spec.user, ""
         if user is None:
             user, locale = await self._helper.accounts.user_of(machine)
+        variables, files = await self._helper.secrets.given(machine, spec)
         environment = {**machine.row.env, **({"LANG": locale} if locale else {}), **spec.env}
         job = await channel.exec(
             ExecRequest(
                 argv=[a.encode() for a in spec.argv],
-                env=[f"{name}={value}".encode() for name, value in environment.items()],
+                env=[
+                    *(f"{n}={v}".encode() for n, v in environment.items() if n not in variables),
+                    *(name.encode() + b"=" + value for name, value in variables.items()),
+                ],
                 cwd=spec.cwd.encode() if spec.cwd is not None else None,
                 user=user,
                 tty=TerminalSize(rows=spec.tty.rows, cols=spec.tty.cols) if spec.tty else None,
@@ -421,6 +425,8 @@ class Engine:
                 builtin=spec.builtin,
                 detached=spec.detached,
                 label=_label(spec),
+                private=bool(variables),
+                secret_files=files,
             ),
             sink,
         )

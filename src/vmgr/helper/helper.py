@@ -28,6 +28,7 @@ from vmgr.helper.policy import Policies
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.resolving import follow_resolver
+from vmgr.helper.secrets import Secrets
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.ssh import Ssh
 from vmgr.helper.store import Store
@@ -85,6 +86,7 @@ class Helper:
         self.policies = Policies(self)
         self.accounts = Accounts(self)
         self.clocks = Clocks(self)
+        self.secrets = Secrets(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)

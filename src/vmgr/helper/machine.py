@@ -100,6 +100,8 @@ class Machine:
         self.in_use = 0
         """How many clients' commands are attached to it."""
         self.used_at = time.monotonic()
+        self.secrets_given = 0
+        """How often a command in it was given secrets."""
         self.wants_host_keys = False
         """It has an SSH server without host keys."""
         self._disk_made: str | None = None

@@ -134,7 +134,6 @@ class Machines:
 
     async def info(self, name: str) -> MachineInfo:
         """One machine."""
-        await self._helper.clocks.fresh(self.get(name))
         return await self._services.executors.in_files(self.get(name).info)
 
     # -- making ---------------------------------------------------------------------------

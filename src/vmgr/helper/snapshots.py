@@ -26,6 +26,7 @@ from vmgr.errors import ConflictError, NotFoundError, UsageError
 from vmgr.helper.archives import SnapshotArchives
 from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
+from vmgr.helper.privacy import nothing_private
 from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
@@ -132,8 +133,9 @@ class Snapshots:
                 async with staging(self.files.root) as stage:
                     async with machine.lock:
                         machine.require("snapshot")
-                        row = machine.row
-                        kernel = await self._fill(machine, stage)
+                        async with nothing_private(machine, "a snapshot"):
+                            row = machine.row
+                            kernel = await self._fill(machine, stage)
                     snapshot = await self.files.publish(stage, _record(row, tag, kernel))
         except OSError as error:
             raise failed(error, "take a snapshot", self.files.root) from error

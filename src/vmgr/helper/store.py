@@ -51,6 +51,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     default_user: str = "root"
     user: UserRow | None = None
     """The person's account in it; None: it has none."""
+    private: bool = False
+    """When it was suspended last, a command with secrets ran in it."""
     user_data: str | None = None
     """For cloud-init."""
     env: dict[str, str] = {}

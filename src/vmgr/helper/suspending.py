@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import MachineError, StateError, VmgrError, WrongStateError
 from vmgr.helper.capturing import capture, let_go_on
+from vmgr.helper.privacy import any_private
 from vmgr.saved import files
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Suspending:
         held = False
         try:
             await machine.nobody_enters.wait()
+            await machine.save(private=any_private(await channel.jobs()))
             await self._services.executors.in_files(_fresh, stage)
             with files.new_files(stage) as (memory, devices):
                 captured = await capture(
