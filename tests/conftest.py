@@ -48,6 +48,10 @@ class Home:
         # Most tests are about root's commands, whoever runs them: tests/helper/test_accounts.py is
         # about the others.
         settings = '[user]\ndefault = "root"\n'
+        # Machines are not to differ by what the tests' computer has.
+        settings += "[host]\n" + "".join(
+            f'{what} = "off"\n' for what in ("certificates", "git", "proxies", "timezone")
+        )
         if not self.templates:
             # A template is built in the background after a boot: work that most tests do not want.
             settings += "[template]\nmax = 0\n"

@@ -5,6 +5,7 @@
 
 mod identity;
 mod networks;
+mod placing;
 mod records;
 mod secrets;
 
@@ -15,6 +16,7 @@ use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
 use crate::network::Network;
 
+pub use placing::{Placed, placing};
 pub use records::jobs;
 pub use secrets::Secrets;
 
@@ -91,6 +93,7 @@ pub enum Builtin {
     Listen,
     Accept,
     Account,
+    Place,
 }
 
 impl Builtin {
@@ -109,6 +112,7 @@ impl Builtin {
             "listen" => Self::Listen,
             "accept" => Self::Accept,
             "account" => Self::Account,
+            "place" => Self::Place,
             _ => return None,
         })
     }
@@ -128,6 +132,7 @@ impl Builtin {
             Self::Listen => "listen",
             Self::Accept => "accept",
             Self::Account => "account",
+            Self::Place => "place",
         }
     }
 }

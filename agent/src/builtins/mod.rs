@@ -8,6 +8,7 @@
 mod account;
 mod forward;
 mod pack;
+mod place;
 mod sftp;
 mod single;
 mod unpack;
@@ -33,6 +34,7 @@ pub fn run(builtin: Builtin, arguments: &[OsString]) -> i32 {
         Builtin::Listen => forward::listen(arguments, &mut report),
         Builtin::Accept => forward::accept(arguments, &mut report),
         Builtin::Account => account::run(arguments, &mut report),
+        Builtin::Place => place::run(arguments, &mut report),
         // A job that is one becomes the shell itself; see `launch`.
         Builtin::Shell => Err(Usage("shell is for jobs")),
     };

@@ -260,11 +260,21 @@ def _memory() -> int:
     return max(256 * MIB, min(GIB, host // 4 // (64 * MIB) * (64 * MIB)))
 
 
+_ON_OFF: Final = Choice(("on", "off"))
+
 _TABLE: Final = (
     Setting("boot.silence_timeout", Duration(1), lambda: 20.0,
             "Seconds without a sign of life after which a boot is done once more"),
     Setting("boot.timeout", Duration(0.1), lambda: 120.0,
             "Seconds after which a machine that is not ready is given up"),
+    Setting("host.certificates", _ON_OFF, lambda: "on",
+            "Whether machines trust the certificates that were added to this computer's"),
+    Setting("host.git", _ON_OFF, lambda: "on",
+            "Whether git in named machines knows your name and e-mail address"),
+    Setting("host.proxies", _ON_OFF, lambda: "on",
+            "Whether commands in machines use this computer's proxies (http_proxy and so on)"),
+    Setting("host.timezone", _ON_OFF, lambda: "on",
+            "Whether named machines are in this computer's time zone"),
     Setting("idle.suspend_after", Duration(0), lambda: 0.0,
             "Seconds after which a named machine in which nothing happens is suspended; 0: never"),
     Setting("image.default", ImageName(), lambda: "debian",

@@ -127,6 +127,8 @@ class Api(Streaming):
             await self._helper.pool.empty()
         if key == "ports.auto":
             await self._helper.ports.automatic.refresh()
+        if key.startswith("host."):
+            self._helper.credentials.renew()
 
     # -- secrets ----------------------------------------------------------------------------
 

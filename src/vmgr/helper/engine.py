@@ -154,6 +154,7 @@ class Engine:
         self._helper.idling.look()
         self._helper.ports.automatic.follow(machine)
         self._helper.accounts.begin(machine)
+        self._helper.credentials.begin(machine)
 
     async def connect(self, machine: Machine) -> AgentChannel:
         """Connect to a machine's agent; waits for no answer."""
@@ -409,7 +410,13 @@ class Engine:
         if user is None:
             user, locale = await self._helper.accounts.user_of(machine)
         variables, files = await self._helper.secrets.given(machine, spec)
-        environment = {**machine.row.env, **({"LANG": locale} if locale else {}), **spec.env}
+        proxies = await self._helper.credentials.variables(machine)
+        environment = {
+            **proxies,
+            **machine.row.env,
+            **({"LANG": locale} if locale else {}),
+            **spec.env,
+        }
         job = await channel.exec(
             ExecRequest(
                 argv=[a.encode() for a in spec.argv],

@@ -16,6 +16,7 @@ from vmgr.errors import VmgrError
 from vmgr.helper import crash
 from vmgr.helper.accounts import Accounts
 from vmgr.helper.clocks import Clocks
+from vmgr.helper.credentials import Credentials
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
@@ -87,6 +88,7 @@ class Helper:
         self.accounts = Accounts(self)
         self.clocks = Clocks(self)
         self.secrets = Secrets(self)
+        self.credentials = Credentials(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -109,6 +111,7 @@ class Helper:
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
+        self.watchers.start(self.credentials.run(), name="this computer's files")
         self.watchers.start(self.clocks.run(), name="machines' clocks")
         self.watchers.start(self.ssh.begin(), name="ssh server")
         try:

@@ -222,6 +222,7 @@ class Machines:
             default_user=image.default_user,
             user=self._helper.accounts.wanted(request, image, config),
             user_data=request.user_data,
+            placed="",
             env=image.env,
             cpus=request.cpus or int(config.get("machine.cpus")),
             memory_bytes=memory,

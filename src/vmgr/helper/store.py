@@ -51,6 +51,9 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     default_user: str = "root"
     user: UserRow | None = None
     """The person's account in it; None: it has none."""
+    placed: str | None = None
+    """Which of this computer's files it has, as a digest; empty: none yet; None: an older vmgr made
+    it."""
     private: bool = False
     """When it was suspended last, a command with secrets ran in it."""
     user_data: str | None = None
