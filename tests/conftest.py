@@ -45,11 +45,19 @@ class Home:
     def __post_init__(self) -> None:
         for name in ("home", "state", "config", "run"):
             (self.root / name).mkdir(mode=0o700)
+        # Most tests are about root's commands, whoever runs them: tests/helper/test_accounts.py is
+        # about the others.
+        settings = '[user]\ndefault = "root"\n'
+        # Machines are not to differ by what the tests' computer has.
+        settings += "[host]\n" + "".join(
+            f'{what} = "off"\n' for what in ("certificates", "git", "proxies", "timezone")
+        )
         if not self.templates:
             # A template is built in the background after a boot: work that most tests do not want.
-            configuration = self.root / "config/vmgr/config.toml"
-            configuration.parent.mkdir(mode=0o700)
-            configuration.write_text("[template]\nmax = 0\n")
+            settings += "[template]\nmax = 0\n"
+        configuration = self.root / "config/vmgr/config.toml"
+        configuration.parent.mkdir(mode=0o700)
+        configuration.write_text(settings)
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),

@@ -30,7 +30,8 @@ pub fn look_up(spec: &str) -> Result<Account, Refusal> {
     resolve(spec, &read("/etc/passwd"), &read("/etc/group"))
 }
 
-fn read(path: &str) -> String {
+/// The text of a file, as far as it could be read.
+pub(crate) fn read(path: &str) -> String {
     let open = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
@@ -117,7 +118,8 @@ fn number(text: &str) -> Option<u32> {
         .filter(|&n| n != u32::MAX)
 }
 
-fn group_lines(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
+/// Name, number and members of each group.
+pub(crate) fn group_lines(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);

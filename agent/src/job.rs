@@ -68,6 +68,8 @@ pub struct Job {
     pub argv: Vec<Vec<u8>>,
     pub user: String,
     pub detached: bool,
+    /// It was given secrets.
+    pub private: bool,
     /// Its host vanished without a word, and may be back soon.
     pub orphaned: bool,
     pub started_ns: u64,
@@ -111,6 +113,7 @@ impl Job {
             argv: Vec::new(),
             user: String::new(),
             detached: false,
+            private: false,
             orphaned: false,
             started_ns: 0,
             phase: Phase::Starting(status),
@@ -370,6 +373,7 @@ impl Job {
             user: &self.user,
             tty: self.is_terminal,
             detached: self.detached,
+            private: self.private,
             started_ns: self.started_ns,
             attached: self.channel.is_some(),
             exit: match self.phase {

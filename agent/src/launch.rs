@@ -20,6 +20,7 @@ use nix::unistd::{self, Gid, Uid};
 
 use crate::account::{self, Account};
 use crate::error::Refusal;
+use crate::secrets;
 use crate::wire::{Builtin, Exec};
 
 /// Whose root jobs get.
@@ -167,6 +168,7 @@ fn become_job(ground: &Ground, exec: &Exec, stdio: &Stdio) -> Result<Never, Refu
     umask(Mode::from_bits_truncate(0o022));
     // What systemd gives: programs that use select() see no large number unless they ask for it.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, 1_024, 524_288);
+    secrets::place(&exec.secrets, &account).map_err(step("cannot give it its secrets"))?;
     take_identity(&account).map_err(step("cannot take the user's identity"))?;
     change_directory(exec.cwd.as_deref(), &account)?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)

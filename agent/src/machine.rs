@@ -83,7 +83,11 @@ impl Machine {
             ("clock_ns", nanoseconds(ClockId::CLOCK_REALTIME).into()),
             (
                 "features",
-                Value::Array(vec!["still".into(), "ports".into(), "calls".into()]),
+                Value::Array(
+                    ["still", "ports", "calls", "time", "secrets"]
+                        .map(Value::from)
+                        .to_vec(),
+                ),
             ),
             ("jobs", jobs),
         ]
@@ -185,6 +189,12 @@ impl Machine {
 #[must_use]
 pub fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// CLOCK_REALTIME in nanoseconds.
+#[must_use]
+pub fn realtime_ns() -> i64 {
+    nanoseconds(ClockId::CLOCK_REALTIME)
 }
 
 fn nanoseconds(clock: ClockId) -> i64 {

@@ -17,7 +17,7 @@ use crate::launch::{self, Stdio};
 use crate::server::{Server, Target};
 use crate::task;
 use crate::wire::{self, Attach, Exec, Request};
-use crate::{filesystem, network, pty, still};
+use crate::{clock, filesystem, network, pty, still};
 
 /// Jobs that run at once.
 pub(crate) const MAX_LIVE: usize = 256;
@@ -72,6 +72,14 @@ impl Server {
             Request::Clock { realtime_ns } => {
                 let stepped = self.machine.set_clock(realtime_ns)?;
                 Ok(Some(vec![("stepped_ns", stepped.into())]))
+            }
+            Request::Time { slew_ns } => {
+                let now = clock::look(slew_ns)?;
+                Ok(Some(vec![
+                    ("realtime_ns", now.realtime_ns.into()),
+                    ("synchronized", now.synchronized.into()),
+                    ("pending_ns", now.pending_ns.into()),
+                ]))
             }
             Request::Configure(configure) => {
                 let sshd = self.machine.configure(&configure)?;
@@ -142,6 +150,7 @@ impl Server {
         job.argv = exec.argv;
         job.user = exec.user;
         job.detached = exec.detached;
+        job.private = exec.secrets.private;
         if let Err(errno) = job.watch(&self.event_loop) {
             job.kill();
             return Err(Refusal::system("cannot watch another job", errno));

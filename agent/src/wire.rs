@@ -6,6 +6,9 @@
 mod call;
 mod identity;
 mod networks;
+mod placing;
+mod records;
+mod secrets;
 
 use rmpv::{Value, ValueRef, decode, encode};
 
@@ -14,6 +17,10 @@ use crate::connection::Connect;
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
 use crate::network::Network;
+
+pub use placing::{Placed, placing};
+pub use records::jobs;
+pub use secrets::Secrets;
 
 /// Versions of the protocol that this agent speaks, best first.
 pub const VERSIONS: [u64; 1] = [1];
@@ -53,6 +60,9 @@ pub enum Request {
     Clock {
         realtime_ns: i64,
     },
+    Time {
+        slew_ns: Option<i64>,
+    },
     Configure(Configure),
     /// `sync`: what is in memory is written to the disks as well.
     Freeze {
@@ -85,6 +95,8 @@ pub enum Builtin {
     Connect,
     Listen,
     Accept,
+    Account,
+    Place,
 }
 
 impl Builtin {
@@ -102,6 +114,8 @@ impl Builtin {
             "connect" => Self::Connect,
             "listen" => Self::Listen,
             "accept" => Self::Accept,
+            "account" => Self::Account,
+            "place" => Self::Place,
             _ => return None,
         })
     }
@@ -120,6 +134,8 @@ impl Builtin {
             Self::Connect => "connect",
             Self::Listen => "listen",
             Self::Accept => "accept",
+            Self::Account => "account",
+            Self::Place => "place",
         }
     }
 }
@@ -138,6 +154,7 @@ pub struct Exec {
     pub builtin: Option<Builtin>,
     pub detached: bool,
     pub label: String,
+    pub secrets: Secrets,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -344,9 +361,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
             let signal = map.required("signal", signal)?;
             Ok(Request::Signal { job, signal })
         }),
-        "clock" => map
-            .required("realtime_ns", signed)
-            .map(|realtime_ns| Request::Clock { realtime_ns }),
+        "clock" => identity::clock(&map),
+        "time" => identity::time(&map),
         "configure" => identity::configure(&map).map(Request::Configure),
         "freeze" => map
             .flag("unsynced")
@@ -382,6 +398,7 @@ fn exec(map: &Map) -> Field<Exec> {
         builtin: map.optional("builtin", |v| Builtin::from_name(&text(v)?))?,
         detached: map.flag("detached")?,
         label: map.optional("label", text)?.unwrap_or_default(),
+        secrets: secrets::secrets(map)?,
     };
     if exec.argv.len() > MAX_ARGUMENTS || (exec.argv.is_empty() && !exec.login) {
         return Err(BadField("argv"));
@@ -431,6 +448,7 @@ pub struct JobRecord<'a> {
     pub user: &'a str,
     pub tty: bool,
     pub detached: bool,
+    pub private: bool,
     pub started_ns: u64,
     pub attached: bool,
     pub exit: Option<(Ended, [u64; 2])>,
@@ -479,59 +497,6 @@ fn value(fields: Vec<(&str, Value)>) -> Value {
     Value::Map(fields.collect())
 }
 
-/// The value of `jobs`: as many as fit one frame, with texts shortened to fit.
-#[must_use]
-pub fn jobs(records: &[JobRecord]) -> Value {
-    /// Bytes of a record beside its texts, at the most: keys 63, numbers 43, exit 60.
-    const FIXED: usize = 180;
-    /// What the rest of a HELLO may take.
-    const REST: usize = 1_024;
-    let each = (MAX_PAYLOAD - REST) / records.len().max(1);
-    // No more than what listings can show, and never so many values that the host refuses them.
-    let texts = each.saturating_sub(FIXED).min(1_024);
-    Value::Array(records.iter().map(|job| record(job, texts)).collect())
-}
-
-fn record(job: &JobRecord, room: usize) -> Value {
-    const MAX_LISTED_ARGUMENTS: usize = 12;
-    let user = shortened(job.user, room.min(64));
-    let label = shortened(job.label, room - user.len());
-    let mut room = room - user.len() - label.len();
-    let mut argv = Vec::new();
-    for argument in job.argv.iter().take(MAX_LISTED_ARGUMENTS) {
-        // Two bytes of msgpack per argument.
-        let Some(left) = room.checked_sub(2).filter(|&n| n > 0) else {
-            break;
-        };
-        let part = &argument[..argument.len().min(left)];
-        room = left - part.len();
-        argv.push(Value::Binary(part.to_vec()));
-    }
-    let exit = job.exit.map_or(Value::Nil, |(ended, dropped)| {
-        value(exit_fields(ended, dropped))
-    });
-    value(vec![
-        ("job", job.job.into()),
-        ("pid", job.pid.into()),
-        ("label", label.into()),
-        ("argv", Value::Array(argv)),
-        ("user", user.into()),
-        ("tty", job.tty.into()),
-        ("detached", job.detached.into()),
-        ("started_ns", job.started_ns.into()),
-        ("attached", job.attached.into()),
-        ("exit", exit),
-    ])
-}
-
-fn shortened(text: &str, most: usize) -> &str {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -573,6 +538,7 @@ mod tests {
             user: &label,
             tty: true,
             detached: true,
+            private: true,
             started_ns: u64::MAX,
             attached: true,
             exit: Some((

@@ -106,6 +106,11 @@ class Paths:
     def machines(self) -> Path:
         return self.state / "machines"
 
+    @property
+    def secrets(self) -> Path:
+        """Secrets, where no keyring keeps them: a file each."""
+        return self.state / "secrets"
+
     def machine(self, machine_id: str) -> MachinePaths:
         """The files of one machine, by its id (12 hexadecimal digits, never its name)."""
         return MachinePaths(self.machines / machine_id, self.runtime / "machines" / machine_id)
@@ -243,6 +248,11 @@ class MachinePaths:
     @property
     def disk(self) -> Path:
         return self.state / "disk.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """cloud-init's user-data, as a disk."""
+        return self.state / "seed.iso"
 
     @property
     def saved(self) -> Path:

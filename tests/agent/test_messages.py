@@ -15,7 +15,7 @@ from .peer import hello_map, pack, unpack
 
 KINDS: list[type[m.Message]] = [
     m.AgentHello, m.Started, m.Attached, m.JobList, m.JobExit, m.Failure, m.AgentEvent, m.Clocked,
-    m.Grown, m.Empty, m.Listening, m.Connected,
+    m.Reading, m.Grown, m.Empty, m.Listening, m.Connected,
 ]  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_a_request_is_a_map_with_its_operation_and_bytes_for_paths() -> None:
     assert unpack(m.encode(request)) == {
         "op": "exec", "argv": [b"ls", b"\xff"], "env": [b"A=b"], "cwd": b"/tmp", "user": "root",
         "tty": {"rows": 24, "cols": 80}, "stdin": False, "login": False, "builtin": None,
-        "detached": False, "label": "",
+        "detached": False, "label": "", "private": False, "secret_files": [],
     }  # fmt: skip
 
 

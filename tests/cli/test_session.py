@@ -65,6 +65,7 @@ def test_output_input_and_exit_code_pass_through(vmgr: Command) -> None:
         "argv": ["sh", "-c", "x"], "env": {"A": "1", "LANG": "C.UTF-8"}, "cwd": "/srv",
         "user": "me:us", "tty": None, "stdin": True, "login": False, "builtin": None,
         "detached": False,
+        "secrets": [],
     }  # fmt: skip
 
 
@@ -342,7 +343,7 @@ def test_a_shell_on_a_terminal(vmgr: Command) -> None:
     assert asked == [{
         "argv": [], "env": {"TERM": "xterm-256color", "LANG": "C.UTF-8"}, "cwd": None,
         "user": None, "tty": {"rows": 33, "cols": 111}, "stdin": True, "login": True,
-        "builtin": None, "detached": False,
+        "builtin": None, "detached": False, "secrets": [],
     }]  # fmt: skip
 
 

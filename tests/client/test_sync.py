@@ -34,7 +34,12 @@ def face(cls: type) -> dict[str, Any]:
     }
 
 
-ALIASES = {"vmgr.api.models": "m", "vmgr.api.usage": "u", "vmgr.api.audit": None}
+ALIASES = {
+    "vmgr.api.models": "m",
+    "vmgr.api.secrets": "m",
+    "vmgr.api.usage": "u",
+    "vmgr.api.audit": None,
+}
 
 
 def named(model: Any) -> str:

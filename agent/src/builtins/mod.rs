@@ -5,8 +5,10 @@
 //! machine's own `tar` could, and the image needs none. Problems with single files are lines on stderr
 //! and exit code 1; the rest is still done.
 
+mod account;
 mod forward;
 mod pack;
+mod place;
 mod sftp;
 mod single;
 mod unpack;
@@ -31,6 +33,8 @@ pub fn run(builtin: Builtin, arguments: &[OsString]) -> i32 {
         Builtin::Connect => forward::connect(arguments, &mut report),
         Builtin::Listen => forward::listen(arguments, &mut report),
         Builtin::Accept => forward::accept(arguments, &mut report),
+        Builtin::Account => account::run(arguments, &mut report),
+        Builtin::Place => place::run(arguments, &mut report),
         // A job that is one becomes the shell itself; see `launch`.
         Builtin::Shell => Err(Usage("shell is for jobs")),
     };

@@ -1,8 +1,8 @@
-//! Reading who a machine is to be.
+//! Reading who a machine is to be, and what time it is there.
 
 use rmpv::ValueRef;
 
-use super::{Configure, Field, MAX_ENTROPY, Map, signed, text};
+use super::{Configure, Field, MAX_ENTROPY, Map, Request, signed, text};
 
 /// The fields of `configure`.
 pub fn configure(map: &Map) -> Field<Configure> {
@@ -33,4 +33,16 @@ pub fn configure(map: &Map) -> Field<Configure> {
         renew: map.flag("renew")?,
         thaw: map.flag("thaw")?,
     })
+}
+
+/// The fields of `clock`.
+pub fn clock(map: &Map) -> Field<Request> {
+    let realtime_ns = map.required("realtime_ns", signed)?;
+    Ok(Request::Clock { realtime_ns })
+}
+
+/// The fields of `time`.
+pub fn time(map: &Map) -> Field<Request> {
+    let slew_ns = map.optional("slew_ns", signed)?;
+    Ok(Request::Time { slew_ns })
 }

@@ -239,6 +239,7 @@ class AgentChannel(MachineRequests):
         cwd: bytes | None = b"/",
         user: str = "root",
         stdin: bytes | None = None,
+        builtin: str | None = None,
         limit: int = 1 << 20,
         deadline: float = DEFAULT_DEADLINE,
     ) -> Completed:
@@ -250,6 +251,7 @@ class AgentChannel(MachineRequests):
             cwd: where it runs; None: the user's home.
             user: name or number, optionally with `:group`.
             stdin: its input; None: /dev/null.
+            builtin: a program of the agent's own in place of `argv[0]`.
             limit: how many bytes of each output are kept: the last ones.
             deadline: seconds after which the command is hung up.
 
@@ -260,7 +262,7 @@ class AgentChannel(MachineRequests):
         sink = CaptureSink(limit)
         request = m.ExecRequest(
             argv=list(argv), env=list(env), cwd=cwd, user=user, stdin=stdin is not None,
-            label="vmgr",
+            builtin=builtin, label="vmgr",
         )  # fmt: skip
         async with asyncio.timeout(deadline):
             job = await self.exec(request, sink)

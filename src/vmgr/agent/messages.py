@@ -50,6 +50,7 @@ __all__ = [
     "Networked",
     "PortListener",
     "PowerOff",
+    "Reading",
     "RefuseCall",
     "Request",
     "Resize",
@@ -58,6 +59,7 @@ __all__ = [
     "Sync",
     "TerminalSize",
     "Thaw",
+    "Time",
     "WatchPorts",
     "decode",
     "encode",
@@ -69,6 +71,7 @@ MAX_JOBS: Final = 256
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Offset = Annotated[int, Meta(ge=0, le=2**62)]
 """Of a flow's byte; so far below 2**64 that no window beyond it overflows."""
+Nanoseconds = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Short = Annotated[str, Meta(max_length=256)]
 Long = Annotated[str, Meta(max_length=4096)]
 
@@ -107,6 +110,8 @@ class JobRecord(Message, frozen=True):
     user: Short = ""
     tty: bool = False
     detached: bool = False
+    private: bool = False
+    """It was given secrets."""
     started_ns: Natural = 0
     """CLOCK_BOOTTIME."""
     attached: bool = False
@@ -215,6 +220,16 @@ class Clocked(Message, frozen=True):
     stepped_ns: int = 0
 
 
+class Reading(Message, frozen=True):
+    """What the machine's clock says, and who keeps it."""
+
+    realtime_ns: Nanoseconds
+    synchronized: bool = False
+    """A program of the machine's own keeps it."""
+    pending_ns: Nanoseconds = 0
+    """By how much it is still to be slewed."""
+
+
 class Configured(Message, frozen=True):
     """The machine is as asked."""
 
@@ -298,6 +313,10 @@ class ExecRequest(Request, frozen=True, kw_only=True, tag="exec"):
     builtin: str | None = None
     detached: bool = False
     label: str = ""
+    private: bool = False
+    """Something in `env` is a secret."""
+    secret_files: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Names and contents."""
 
 
 class Attach(Request, frozen=True, kw_only=True, tag="attach"):
@@ -337,6 +356,14 @@ class Clock(Request, frozen=True, kw_only=True, tag="clock"):
     reply: ClassVar[type[Message]] = Clocked
 
     realtime_ns: int
+
+
+class Time(Request, frozen=True, kw_only=True, tag="time"):
+    """Read the machine's clock, after beginning to slew it where that is asked."""
+
+    reply: ClassVar[type[Message]] = Reading
+
+    slew_ns: int | None = None
 
 
 class Configure(Request, frozen=True, kw_only=True, tag="configure"):

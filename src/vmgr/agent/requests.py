@@ -21,6 +21,10 @@ class MachineRequests:
         """Set the machine's clock (Unix nanoseconds); gives how far it moved, in nanoseconds."""
         return (await self._ask(m.Clock(realtime_ns=realtime_ns), m.Clocked)).stepped_ns
 
+    async def time(self, *, slew_ns: int | None = None) -> m.Reading:
+        """Read the machine's clock; before that, begin to slew it by `slew_ns`."""
+        return await self._ask(m.Time(slew_ns=slew_ns), m.Reading)
+
     async def configure(
         self,
         *,

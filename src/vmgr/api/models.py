@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
+from vmgr.api.base import Model
+from vmgr.api.clock import ClockInfo
 from vmgr.api.hostcommands import HostCommands
+from vmgr.api.secrets import SecretInfo, SecretUse, SetSecret
 
 __all__ = [
     "Check",
+    "ClockInfo",
     "ConfigEntry",
     "CreateMachine",
     "CreateSnapshot",
@@ -38,12 +42,16 @@ __all__ = [
     "MachineRemoved",
     "MachineStatus",
     "MachinesAtStop",
+    "Model",
     "NetworkAccess",
     "NetworkChange",
     "NetworkInfo",
     "PortForward",
     "SandboxLevel",
+    "SecretInfo",
+    "SecretUse",
     "SetConfig",
+    "SetSecret",
     "SnapshotExport",
     "SnapshotFile",
     "SnapshotImport",
@@ -66,10 +74,6 @@ MachineStatus = Literal[
     "suspending", "suspended", "restoring",
 ]  # fmt: skip
 StartedFrom = Literal["boot", "template", "suspended", "fork", "snapshot"]
-
-
-class Model(Struct, frozen=True, kw_only=True, omit_defaults=False, forbid_unknown_fields=False):
-    """Base of all bodies."""
 
 
 class ErrorBody(Model, frozen=True, kw_only=True):
@@ -175,6 +179,11 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
     """Its first start is a boot, also where there is a template."""
+    user: str | None = None
+    """The user as whom commands run in it, made where there is none; `root`: root. None: as
+    configured, and the image's own for an ephemeral machine."""
+    user_data: str | None = None
+    """What cloud-init in it is given (NoCloud). Its first start is a boot."""
     snapshot: str | None = None
     """`MACHINE:TAG`: it begins as that was, a machine of its own; then it has no other image, and
     with a memory no other CPUs or memory."""
@@ -276,8 +285,11 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     started_from: StartedFrom | None = None
     """Whether it booted or went on where it, or another machine, stood; None: it never ran."""
     init: str | None
+    user: str = "root"
+    """As whom commands run in it that name no other."""
     vmm: VmmInfo | None
     network: NetworkInfo | None = None
+    clock: ClockInfo | None = None
     ports: list[PortForward] = field(default_factory=list)
     """What is forwarded and what appeared by itself."""
     host_commands: HostCommands = HostCommands()
@@ -407,7 +419,7 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     env: dict[str, str] = field(default_factory=dict)
     cwd: str | None = None
     user: str | None = None
-    """`NAME`, `UID` or either with `:GROUP`; None: the image's default user."""
+    """`NAME`, `UID` or either with `:GROUP`; None: the machine's own (`MachineInfo.user`)."""
     tty: TerminalSize | None = None
     stdin: bool = False
     login: bool = False
@@ -421,6 +433,8 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     ) = None  # fmt: skip
     """A program of the agent's own, to which `argv[1:]` are arguments; see the agent protocol."""
     detached: bool = False
+    secrets: list[SecretUse] = field(default_factory=list)
+    """What it is given that nobody else sees; see docs/credentials.md."""
 
 
 class ExitResult(Model, frozen=True, kw_only=True):

@@ -97,6 +97,23 @@ OPERATIONS: dict[str, Operation] = {
             "config_unset", "DELETE", "/config/{key}", "Back to the default", response=m.ConfigEntry
         ),
         Operation(
+            "secret_list",
+            "GET",
+            "/secrets",
+            "All secrets, not their values",
+            response=list[m.SecretInfo],
+        ),
+        Operation(
+            "secret_set", "PUT", "/secrets/{secret}", "Keep a secret", m.SetSecret, m.SecretInfo
+        ),
+        Operation(
+            "secret_remove",
+            "DELETE",
+            "/secrets/{secret}",
+            "Forget a secret",
+            response=m.SecretInfo,
+        ),
+        Operation(
             "events",
             "GET",
             "/events",

@@ -12,7 +12,7 @@ from vmgr.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmgr.api.models import PortForward
+    from vmgr.api.models import PortForward, SecretUse
 
 __all__ = [
     "HOST_COMMANDS",
@@ -30,8 +30,10 @@ __all__ = [
     "network_options",
     "port",
     "port_number",
+    "secret",
     "size",
     "split_command",
+    "user_options",
 ]
 
 VERB: Final = "VERB"
@@ -132,6 +134,19 @@ def environment(text: str) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
+def secret(text: str) -> SecretUse:
+    """`NAME`, `NAME=VARIABLE` or `NAME:PATH`."""
+    from vmgr.api.models import SecretUse
+
+    name, colon, path = text.partition(":")
+    if colon and "=" not in name:
+        return SecretUse(name=name, path=path)
+    name, equals, variable = text.partition("=")
+    if equals and not variable:
+        raise argparse.ArgumentTypeError(f'"{text}" names no variable')
+    return SecretUse(name=name, env=variable or None)
+
+
 def machine_argument(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
     """Declare the machine that a verb is about, or machines."""
     argument = (
@@ -158,6 +173,17 @@ def cold_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", help="boot, also where it could start from a template"
     )
+
+
+def user_options(parser: argparse.ArgumentParser) -> None:
+    """Declare as whom commands run in a new machine."""
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--user", dest="as_user", metavar="NAME",
+        help="commands in it run as this user, who is made with your number and with sudo; "
+        "otherwise as user.default says (vmgr config)",
+    )  # fmt: skip
+    who.add_argument("--root", action="store_true", help="commands in it run as root")
 
 
 def network_options(parser: argparse.ArgumentParser) -> None:

@@ -136,6 +136,20 @@ class AsyncClient:
         """Put a setting back to its default."""
         return await self._call(m.ConfigEntry, "config_unset", {"key": key})
 
+    # -- secrets -----------------------------------------------------------------------------------
+    async def secret_list(self) -> list[m.SecretInfo]:
+        """All secrets, without their values."""
+        return await self._call(list[m.SecretInfo], "secret_list")
+
+    async def secret_set(self, secret: str, value: str) -> m.SecretInfo:
+        """Keep a secret, in place of one of that name."""
+        body = m.SetSecret(value=value)
+        return await self._call(m.SecretInfo, "secret_set", {"secret": secret}, body=body)
+
+    async def secret_remove(self, secret: str) -> m.SecretInfo:
+        """Forget a secret."""
+        return await self._call(m.SecretInfo, "secret_remove", {"secret": secret})
+
     # -- machines ----------------------------------------------------------------------------------
     async def machine_list(self) -> list[m.MachineInfo]:
         """All machines."""

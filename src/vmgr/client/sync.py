@@ -134,6 +134,20 @@ class Client:
         """Put a setting back to its default."""
         return self._call(m.ConfigEntry, "config_unset", {"key": key})
 
+    # -- secrets -----------------------------------------------------------------------------------
+    def secret_list(self) -> list[m.SecretInfo]:
+        """All secrets, without their values."""
+        return self._call(list[m.SecretInfo], "secret_list")
+
+    def secret_set(self, secret: str, value: str) -> m.SecretInfo:
+        """Keep a secret, in place of one of that name."""
+        body = m.SetSecret(value=value)
+        return self._call(m.SecretInfo, "secret_set", {"secret": secret}, body=body)
+
+    def secret_remove(self, secret: str) -> m.SecretInfo:
+        """Forget a secret."""
+        return self._call(m.SecretInfo, "secret_remove", {"secret": secret})
+
     # -- machines ----------------------------------------------------------------------------------
     def machine_list(self) -> list[m.MachineInfo]:
         """All machines."""

@@ -207,6 +207,18 @@ class Program(_Text):
         return value
 
 
+class Locale(_Text):
+    """A locale's name, `host` or nothing."""
+
+    def check(self, value: object) -> str:
+        """See `Kind`."""
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.@-]{0,64}", value):
+            raise UsageError(
+                f"{str(value)[:40]!r} is not a locale", next_step="write it like: de_DE.UTF-8"
+            )
+        return value
+
+
 class Ports(_Text):
     """On, off or a list of ports."""
 
@@ -248,6 +260,8 @@ def _memory() -> int:
     return max(256 * MIB, min(GIB, host // 4 // (64 * MIB) * (64 * MIB)))
 
 
+_ON_OFF: Final = Choice(("on", "off"))
+
 _TABLE: Final = (
     Setting("autostart.machines", MachineNames(), lambda: "",
             "Machines that start with your session, or when the helper first starts in it, "
@@ -256,6 +270,14 @@ _TABLE: Final = (
             "Seconds without a sign of life after which a boot is done once more"),
     Setting("boot.timeout", Duration(0.1), lambda: 120.0,
             "Seconds after which a machine that is not ready is given up"),
+    Setting("host.certificates", _ON_OFF, lambda: "on",
+            "Whether machines trust the certificates that were added to this computer's"),
+    Setting("host.git", _ON_OFF, lambda: "on",
+            "Whether git in named machines knows your name and e-mail address"),
+    Setting("host.proxies", _ON_OFF, lambda: "on",
+            "Whether commands in machines use this computer's proxies (http_proxy and so on)"),
+    Setting("host.timezone", _ON_OFF, lambda: "on",
+            "Whether named machines are in this computer's time zone"),
     Setting("idle.suspend_after", Duration(0), lambda: 0.0,
             "Seconds after which a named machine in which nothing happens is suspended; 0: never"),
     Setting("image.default", ImageName(), lambda: "debian",
@@ -291,6 +313,9 @@ _TABLE: Final = (
     Setting("shutdown.action", Choice(("suspend", "stop", "keep")), lambda: "suspend",
             "What becomes of machines when your session ends or this computer is shut down, where "
             "systemd looks after the helper; keep: nothing is done, so they end as by a power cut"),
+    Setting("secrets.store", Choice(("auto", "keyring", "file")), lambda: "auto",
+            "Where secrets are kept: the desktop's keyring (Secret Service) where there is one, "
+            "there alone, or in files that only you can read"),
     Setting("ssh.agent", MachineNames(), lambda: "",
             "Machines whose SSH sessions may use the client's ssh-agent, separated by spaces"),
     Setting("ssh.port", Count(0, 65_535), lambda: 0,
@@ -305,6 +330,13 @@ _TABLE: Final = (
             "How many templates are kept; 0: machines always boot"),
     Setting("template.space", Size(64 * MIB), lambda: 4 * GIB,
             "Disk space that templates may take"),
+    Setting("user.default", Choice(("me", "root")), lambda: "me",
+            "As whom commands run in new named machines: a user of your name, or root"),
+    Setting("user.locale", Locale(), lambda: "host",
+            "That user's locale: host (as on this computer, where the machine has it), empty (the "
+            "image's), or one like de_DE.UTF-8"),
+    Setting("user.shell", Program(), lambda: "",
+            "That user's login shell; empty: yours, where the machine has it, else bash or sh"),
 )  # fmt: skip
 
 SETTINGS: Final = {setting.key: setting for setting in _TABLE}

@@ -130,6 +130,19 @@ class Api(Streaming):
             await self._helper.pool.empty()
         if key == "ports.auto":
             await self._helper.ports.automatic.refresh()
+        if key.startswith("host."):
+            self._helper.credentials.renew()
+
+    # -- secrets ----------------------------------------------------------------------------
+
+    async def secret_list(self, _call: Call) -> list[m.SecretInfo]:
+        return await self._helper.secrets.list()
+
+    async def secret_set(self, call: Call) -> m.SecretInfo:
+        return await self._helper.secrets.set(call.path["secret"], call.body.value)
+
+    async def secret_remove(self, call: Call) -> m.SecretInfo:
+        return await self._helper.secrets.remove(call.path["secret"])
 
     # -- machines ---------------------------------------------------------------------------
 
@@ -141,6 +154,7 @@ class Api(Streaming):
         return await self._helper.machines.info(machine.name)
 
     async def machine_info(self, call: Call) -> m.MachineInfo:
+        await self._helper.clocks.fresh(self._helper.machines.get(call.path["machine"]))
         return await self._helper.machines.info(call.path["machine"])
 
     async def machine_remove(self, call: Call) -> m.MachineRemoved:

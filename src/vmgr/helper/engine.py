@@ -155,6 +155,8 @@ class Engine:
         self._keep(machine, vmm)
         self._helper.idling.look()
         self._helper.ports.automatic.follow(machine)
+        self._helper.accounts.begin(machine)
+        self._helper.credentials.begin(machine)
 
     async def connect(self, machine: Machine) -> AgentChannel:
         """Connect to a machine's agent; waits for no answer."""
@@ -432,22 +434,39 @@ class Engine:
             ExecError: the command could not be started.
         """
         channel = await machine.ready_channel()
-        environment = {**machine.row.env, **spec.env}
-        return await channel.exec(
+        user, locale = spec.user, ""
+        if user is None:
+            user, locale = await self._helper.accounts.user_of(machine)
+        variables, files = await self._helper.secrets.given(machine, spec)
+        proxies = await self._helper.credentials.variables(machine)
+        environment = {
+            **proxies,
+            **machine.row.env,
+            **({"LANG": locale} if locale else {}),
+            **spec.env,
+        }
+        job = await channel.exec(
             ExecRequest(
                 argv=[a.encode() for a in spec.argv],
-                env=[f"{name}={value}".encode() for name, value in environment.items()],
+                env=[
+                    *(f"{n}={v}".encode() for n, v in environment.items() if n not in variables),
+                    *(name.encode() + b"=" + value for name, value in variables.items()),
+                ],
                 cwd=spec.cwd.encode() if spec.cwd is not None else None,
-                user=spec.user or machine.row.default_user,
+                user=user,
                 tty=TerminalSize(rows=spec.tty.rows, cols=spec.tty.cols) if spec.tty else None,
                 stdin=spec.stdin,
                 login=spec.login,
                 builtin=spec.builtin,
                 detached=spec.detached,
                 label=_label(spec),
+                private=bool(variables),
+                secret_files=files,
             ),
             sink,
         )
+        self._helper.clocks.used(machine)
+        return job
 
     async def jobs(self, machine: Machine) -> list[JobInfo]:
         """A running machine's jobs, and those that ended and were not collected."""

@@ -22,6 +22,7 @@ from vmgr.api.models import ForkedMachine, ForkMachine
 from vmgr.artifact.sparse import copy_sparse
 from vmgr.errors import ResourceError, UsageError, VmgrError
 from vmgr.helper.capturing import capture
+from vmgr.helper.privacy import nothing_private
 from vmgr.helper.server import error_body
 from vmgr.helper.starting import Origin
 from vmgr.image import create_disk
@@ -155,9 +156,10 @@ class Forking:
             stack.callback(os.close, devices)
             disk = os.open(first.paths.disk, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, disk)
-            captured = await capture(
-                parent, channel, memory, devices, executor, disk=disk, sync=False, go_on=True
-            )
+            async with nothing_private(parent, "a fork"):
+                captured = await capture(
+                    parent, channel, memory, devices, executor, disk=disk, sync=False, go_on=True
+                )
             log.info(
                 "machine %s: captured, held for %.0f ms", parent.name, captured.held_seconds * 1e3
             )

@@ -16,6 +16,9 @@ from vmgr.config import Config
 from vmgr.desktop import Notification, Notifications, SessionBus
 from vmgr.errors import VmgrError
 from vmgr.helper import crash, session
+from vmgr.helper.accounts import Accounts
+from vmgr.helper.clocks import Clocks
+from vmgr.helper.credentials import Credentials
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
 from vmgr.helper.executors import Executors
@@ -30,6 +33,7 @@ from vmgr.helper.policy import Policies
 from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.resolving import follow_resolver
+from vmgr.helper.secrets import Secrets
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.ssh import Ssh
 from vmgr.helper.standing import tell_status
@@ -100,6 +104,10 @@ class Helper:
         # polkit lets root do anything without asking.
         self.authorization = Authorization(Polkit() if os.getuid() else None)
         self.host_calls = HostCalls(self)
+        self.accounts = Accounts(self)
+        self.clocks = Clocks(self)
+        self.secrets = Secrets(self)
+        self.credentials = Credentials(self)
         self.machines = Machines(services, self.tasks, self)
         self.templates = Templates(services, self.watchers, self)
         self.pool = Pool(self)
@@ -129,6 +137,8 @@ class Helper:
         await self.snapshots.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
+        self.watchers.start(self.credentials.run(), name="this computer's files")
+        self.watchers.start(self.clocks.run(), name="machines' clocks")
         self.watchers.start(self.ssh.begin(), name="ssh server")
         try:
             port = int((await self.settings()).get("names.port"))

@@ -19,6 +19,7 @@ import msgspec
 from vmgr.agent import FIRST_KEY
 from vmgr.api.models import MachineInfo, NetworkInfo, VmmInfo
 from vmgr.errors import VmgrError, WrongStateError
+from vmgr.helper.userrow import user_notes
 from vmgr.machine.lifecycle import check_permits, next_status
 from vmgr.network.addresses import DOMAIN, identity_of
 from vmgr.saved.files import disk_mark
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmgr.agent import AgentChannel, AgentHello
-    from vmgr.api.models import Denied, MachineStatus, NetworkAccess, PortForward, SandboxLevel
+    from vmgr.api.models import (
+        ClockInfo,
+        Denied,
+        MachineStatus,
+        NetworkAccess,
+        PortForward,
+        SandboxLevel,
+    )
     from vmgr.helper.events import EventBus
     from vmgr.helper.executors import Executors
     from vmgr.helper.store import MachineRow, Store
@@ -68,6 +76,8 @@ class Machine:
         self.channel: AgentChannel | None = None
         self.denied: tuple[Denied, ...] = ()
         """What it was denied in the network, the latest first."""
+        self.clock: ClockInfo | None = None
+        """How its clock was when it was measured last."""
         self.egress_problem: str | None = None
         """Why it has no internet though it has a network."""
         self.kill_reason: str | None = None
@@ -90,6 +100,8 @@ class Machine:
         self.in_use = 0
         """How many clients' commands are attached to it."""
         self.used_at = time.monotonic()
+        self.secrets_given = 0
+        """How often a command in it was given secrets."""
         self.wants_host_keys = False
         """It has an SSH server without host keys."""
         self._disk_made: str | None = None
@@ -283,11 +295,13 @@ class Machine:
             boot_id=row.boot_id if running else None,
             started_from=cast("Any", row.started_from),
             init=row.booted_init if running else row.init,
+            user=(row.user and row.user.run_as) or row.default_user,
             vmm=vmm,
             network=self._network(),
+            clock=self.clock if running else None,
             ports=[*row.ports, *self.automatic],
             host_commands=row.host_commands,
-            notes=_notes(vmm),
+            notes=[*_notes(vmm), *user_notes(row.user)],
         )
 
     def _network(self) -> NetworkInfo | None:

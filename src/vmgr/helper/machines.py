@@ -46,6 +46,7 @@ from vmgr.helper.machine import Machine, Services
 from vmgr.helper.ports import check_ports
 from vmgr.helper.reconcile import reconcile
 from vmgr.helper.store import MachineRow
+from vmgr.helper.userdata import check_user_data
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
 from vmgr.machine.sizes import format_size
@@ -210,6 +211,8 @@ class Machines:
         self._check_memory(memory)
         reference = request.image or str(config.get("image.default"))
         image = await self._helper.images.resolve(reference)
+        if request.user_data is not None:
+            check_user_data(request.user_data, reference, image)
         row = MachineRow(
             id=secrets.token_hex(6),
             name=name,
@@ -218,6 +221,9 @@ class Machines:
             image_digest=image.digest,
             init=image.init,
             default_user=image.default_user,
+            user=self._helper.accounts.wanted(request, image, config),
+            user_data=request.user_data,
+            placed="",
             env=image.env,
             cpus=request.cpus or int(config.get("machine.cpus")),
             memory_bytes=memory,
@@ -226,7 +232,8 @@ class Machines:
             auto_ports=request.auto_ports,
             ephemeral=request.ephemeral,
             pristine=True,
-            cold=request.cold,
+            # A template's machine has booted already, without the user-data.
+            cold=request.cold or request.user_data is not None,
             access=request.access
             or ("internet" if request.ephemeral else str(config.get("network.access"))),
             allow=None if request.allow is None else canonical(request.allow),

@@ -27,6 +27,7 @@ from vmgr.helper.archives import SnapshotArchives
 from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
 from vmgr.helper.hostcalls import rights_of
+from vmgr.helper.privacy import nothing_private
 from vmgr.helper.store import MachineRow
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
@@ -133,8 +134,9 @@ class Snapshots:
                 async with staging(self.files.root) as stage:
                     async with machine.lock:
                         machine.require("snapshot")
-                        row = machine.row
-                        kernel = await self._fill(machine, stage)
+                        async with nothing_private(machine, "a snapshot"):
+                            row = machine.row
+                            kernel = await self._fill(machine, stage)
                     snapshot = await self.files.publish(stage, _record(row, tag, kernel))
         except OSError as error:
             raise failed(error, "take a snapshot", self.files.root) from error
@@ -291,6 +293,7 @@ class Snapshots:
         machine = await machines.add(
             msgspec.structs.replace(
                 copied_row(row, name), ports=request.ports, access=request.access or row.access,
+                user=await self._helper.accounts.named(request.user) if request.user else row.user,
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
                 host_commands=rights_of(request.host_commands),
@@ -365,6 +368,10 @@ def _changed(row: MachineRow, snapshot: Snapshot, request: CreateMachine) -> Mac
     if request.disk_bytes not in {None, row.disk_bytes}:
         raise UsageError(
             "a machine from a snapshot has a disk of the same size", next_step="leave out --disk"
+        )
+    if request.user_data is not None:
+        raise UsageError(
+            "a machine from a snapshot was set up before", next_step="leave out --user-data"
         )
     cpus, memory = request.cpus or row.cpus, request.memory_bytes or row.memory_bytes
     if snapshot.has_memory and (cpus, memory) != (row.cpus, row.memory_bytes):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmgr.errors import MachineError, StateError, UnfitStateError, VmgrError
 from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
+from vmgr.helper.userdata import look_for_cloud_init, seed_of
 from vmgr.image import base_of, create_disk
 from vmgr.vmm import RECLAIM, BootPolicy, Restore, Vmm, VmmSpec, boot
 
@@ -270,6 +271,10 @@ class Starting:
         assert machine.vmm is not None  # noqa: S101 (it has been brought up)
         self._helper.doorbell.release(machine)
         self._engine.started(machine, machine.vmm)
+        if machine.row.user_data is not None and origin is None:
+            self._helper.watchers.start(
+                look_for_cloud_init(machine, self._helper), name=f"cloud-init of {machine.name}"
+            )
         if machine.wants_host_keys:
             self._helper.watchers.start(
                 make_host_keys(machine), name=f"host keys of {machine.name}"
@@ -432,6 +437,7 @@ class Starting:
             kernel=kernel.kernel,
             initramfs=kernel.initramfs,
             modules=kernel.modules,
+            seed=await seed_of(machine, self._helper),
             disk=machine.paths.disk,
             backing=(base_of(image, row.disk_bytes),),
             init=row.init,

@@ -24,6 +24,7 @@ import msgspec
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import PortForward  # noqa: TC001 (msgspec resolves annotations at run time)
 from vmgr.errors import ConflictError, ResourceError, StateError
+from vmgr.helper.userrow import UserRow  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,15 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     image_digest: str
     init: str | None = None
     default_user: str = "root"
+    user: UserRow | None = None
+    """The person's account in it; None: it has none."""
+    placed: str | None = None
+    """Which of this computer's files it has, as a digest; empty: none yet; None: an older vmgr made
+    it."""
+    private: bool = False
+    """When it was suspended last, a command with secrets ran in it."""
+    user_data: str | None = None
+    """For cloud-init."""
     env: dict[str, str] = {}
     cpus: int
     memory_bytes: int

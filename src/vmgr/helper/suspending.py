@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmgr.errors import MachineError, StateError, VmgrError, WrongStateError
 from vmgr.helper.capturing import capture, let_go_on
+from vmgr.helper.privacy import any_private
 from vmgr.saved import files
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Suspending:
         held = False
         try:
             await machine.nobody_enters.wait()
+            await machine.save(private=any_private(await channel.jobs()))
             await self._services.executors.in_files(_fresh, stage)
             with files.new_files(stage) as (memory, devices):
                 captured = await capture(

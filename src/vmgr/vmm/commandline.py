@@ -109,6 +109,8 @@ class VmmSpec:
     VMM writes that file, and one that a guest has taken over could name any file of the person."""
     modules: Path | None = None
     """A raw image of the kernel's modules, seen read-only."""
+    seed: Path | None = None
+    """A raw image with cloud-init's user-data, seen read-only."""
     init: str | None = None
     """The program that becomes PID 1; None: the agent stays it."""
     network: VmmNetwork | None = None
@@ -228,6 +230,7 @@ def command_line(
         *_entropy(spec),
         *_network(spec.network),
         *_reclaiming(),
+        *_seed(spec.seed),
         *_beginning(spec, kernel_line, sockets),
     ]  # fmt: skip
 
@@ -395,6 +398,22 @@ def _reclaiming() -> list[str]:
     return [
         "-device", option(
             "virtio-balloon-pci", id="balloon", free_page_reporting=True, disable_legacy=True
+        ),
+    ]  # fmt: skip
+
+
+def _seed(seed: Path | None) -> list[str]:
+    # After the balloon: the others stay where they are in machines without it.
+    if seed is None:
+        return []
+    return [
+        "-blockdev", option(
+            driver="raw", node_name="seed", read_only=True,
+            file__driver="file", file__filename=seed, file__read_only=True,
+        ),
+        "-device", option(
+            "virtio-blk-pci", id="seed", drive="seed", serial="seed", disable_legacy=True,
+            num_queues=1,
         ),
     ]  # fmt: skip
 

@@ -41,6 +41,8 @@ def need_of(spec: VmmSpec, accelerator: AcceleratorName) -> Need:
     read_only = [spec.kernel, spec.initramfs, *spec.backing]
     if spec.modules is not None:
         read_only.append(spec.modules)
+    if spec.seed is not None:
+        read_only.append(spec.seed)
     devices = (KVM,) if accelerator == "kvm" else ()
     # QEMU takes its guest's memory only by a name, and a memfd has none but this.
     own_proc = spec.restore is not None

@@ -61,6 +61,7 @@ VERBS: Final[dict[str, Verb]] = {
     "ssh-config": Verb(GROUPS[1], "let ssh and all that uses it reach your machines"),
     "image": Verb(GROUPS[2], "build, import, list and remove images"),
     "template": Verb(GROUPS[2], "list, build and remove what machines start from in a blink"),
+    "secret": Verb(GROUPS[3], "keep secrets for commands in machines"),
     "helper": Verb(GROUPS[3], "start, stop and watch the helper"),
     "doctor": Verb(GROUPS[3], "check this host and say what would mend it"),
     "config": Verb(GROUPS[3], "show and change settings"),

@@ -8,9 +8,15 @@ from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
 from vmgr.cli.output import print_json
-from vmgr.cli.parser import cold_option, host_commands_options, machine_options, network_options
+from vmgr.cli.parser import (
+    cold_option,
+    host_commands_options,
+    machine_options,
+    network_options,
+    user_options,
+)
 from vmgr.cli.progress import ProgressLine
-from vmgr.errors import NotFoundError
+from vmgr.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +25,7 @@ DESCRIPTION = """Create a machine with a disk of its own. Without a name, one is
 is printed. An image that is missing and that vmgr can build is built first."""
 EXAMPLES = """examples:
   vmgr create web
+  vmgr create --user dev web          # commands in it run as dev, who has sudo
   vmgr create --from web:before trial
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
 
@@ -29,8 +36,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     cold_option(parser)
     network_options(parser)
     host_commands_options(parser)
+    user_options(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+    parser.add_argument(
+        "--user-data", metavar="FILE", help="for cloud-init in the image (-: standard input)"
+    )
     origin = parser.add_argument(
         "--from", dest="snapshot", metavar="MACHINE:TAG", help="begin as this snapshot was"
     )
@@ -51,6 +62,8 @@ def execute(options: argparse.Namespace) -> int:
         memory_bytes=options.memory,
         disk_bytes=options.disk,
         cold=options.cold,
+        user_data=None if options.user_data is None else _read(options.user_data),
+        user="root" if options.root else options.as_user,
         access=options.net,
         allow=options.allow,
         host_access=options.host_access or [],
@@ -74,3 +87,15 @@ def execute(options: argparse.Namespace) -> int:
     else:
         print(machine.name)
     return 0
+
+
+def _read(path: str) -> str:
+    import sys
+    from pathlib import Path
+
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not text") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmgr.api.models import ExecSpec
 from vmgr.cli.connection import client
-from vmgr.cli.parser import command_of, environment, machine_argument
+from vmgr.cli.parser import command_of, environment, machine_argument, secret
 from vmgr.cli.progress import ProgressLine
 from vmgr.cli.session import Session
 from vmgr.cli.terminal import environment_for_terminal, terminal_size
@@ -75,8 +75,13 @@ def command_options(parser: argparse.ArgumentParser) -> None:
         "-e", "--env", action="append", type=environment, default=[], metavar="NAME[=VALUE]",
         help="set a variable; without a value, to what it is here",
     )  # fmt: skip
+    parser.add_argument(
+        "--secret", action="append", type=secret, default=[], metavar="NAME[=VARIABLE|:PATH]",
+        dest="secrets", help="give it a secret (vmgr secret), as a variable or a file below "
+        "/run/secrets; may be given several times",
+    )  # fmt: skip
     parser.add_argument("-w", "--workdir", metavar="DIR", help="its working directory")
-    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs")
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs (root, say)")
 
 
 def command_spec(
@@ -100,6 +105,7 @@ def command_spec(
         tty=terminal_size(0, 1, 2) if tty else None,
         stdin=not options.no_stdin and not detached,
         detached=detached,
+        secrets=getattr(options, "secrets", []),
     )
 
 

@@ -13,7 +13,7 @@ from vmgr.cli.verbs.net import what
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import Denied, MachineInfo, NetworkInfo, PortForward
+    from vmgr.api.models import ClockInfo, Denied, MachineInfo, NetworkInfo, PortForward
 
 DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
@@ -62,6 +62,20 @@ def _host_commands(machine: MachineInfo) -> str | None:
     return rights.mode + allowed
 
 
+def clock_text(clock: ClockInfo | None, now: float) -> str | None:
+    """How a machine's clock is."""
+    if clock is None:
+        return None
+    off, sure = clock.offset_seconds * 1e3, clock.uncertainty_seconds * 1e3
+    text = f"{off:+.1f} ms (within {sure:.1f} ms)"
+    if clock.synchronized:
+        return f"{text}, kept by the machine itself"
+    if clock.corrected and clock.corrected_at is not None:
+        how = "stepped" if clock.corrected == "step" else "slewed"
+        text += f", {how} {age(max(0, now - clock.corrected_at))} ago"
+    return text
+
+
 def _port(port: PortForward) -> str:
     note = f" ({port.problem})" if port.problem else ""
     kind = "" if port.protocol == "tcp" else "/udp"
@@ -86,6 +100,7 @@ def _show(machine: MachineInfo) -> None:
         ("Image", f"{machine.image} ({machine.image_digest})"),
         ("Kernel", machine.kernel),
         ("Init", machine.init or "agent"),
+        ("User", machine.user),
         ("CPUs", machine.cpus),
         ("Memory", bytes_text(machine.memory_bytes)),
         ("Disk", bytes_text(machine.disk_bytes)),
@@ -99,6 +114,7 @@ def _show(machine: MachineInfo) -> None:
         ("VMM", None if vmm is None else f"QEMU {vmm.qemu}, pid {vmm.pid}, {vmm.machine_type}"),
         ("Accelerator", None if vmm is None else vmm.accelerator),
         ("Sandbox", None if vmm is None else vmm.sandbox),
+        ("Clock", clock_text(machine.clock, now)),
         *_network(machine.network),
         ("Host commands", _host_commands(machine)),
         *(("Port", _port(port)) for port in machine.ports),

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="set a variable; without a value, to what it is here",
     )  # fmt: skip
     parser.add_argument("-w", "--workdir", metavar="DIR", help="where it begins")
-    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs")
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="as whom it runs (root, say)")
     machine_argument(parser)
     parser.set_defaults(no_stdin=False)
 
