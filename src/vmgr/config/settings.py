@@ -310,12 +310,12 @@ _TABLE: Final = (
     Setting("qemu.path", Program(), lambda: "", "The QEMU program; empty: the one on the PATH"),
     Setting("sandbox.require", Choice(get_args(SandboxLevel)), lambda: "filter",
             "The weakest sandbox that a machine may run in: filter, namespaces or full"),
-    Setting("shutdown.action", Choice(("suspend", "stop", "keep")), lambda: "suspend",
-            "What becomes of machines when your session ends or this computer is shut down, where "
-            "systemd looks after the helper; keep: nothing is done, so they end as by a power cut"),
     Setting("secrets.store", Choice(("auto", "keyring", "file")), lambda: "auto",
             "Where secrets are kept: the desktop's keyring (Secret Service) where there is one, "
             "there alone, or in files that only you can read"),
+    Setting("shutdown.action", Choice(("suspend", "stop", "keep")), lambda: "suspend",
+            "What becomes of machines when your session ends or this computer is shut down, where "
+            "systemd looks after the helper; keep: nothing is done, so they end as by a power cut"),
     Setting("ssh.agent", MachineNames(), lambda: "",
             "Machines whose SSH sessions may use the client's ssh-agent, separated by spaces"),
     Setting("ssh.port", Count(0, 65_535), lambda: 0,

@@ -50,7 +50,7 @@ class EphemeralRun:
         self, machine: Machine, relay: JobRelay, job: Job, started: streams.Started
     ) -> None:
         """Relay the command of an ephemeral machine; remove the machine unless the helper stops."""
-        self._helper.machines.keep_ephemeral(machine)
+        self._helper.machines.abandoned.claim(machine.name)
         # Before the client hears of the command's end, so that a script which looks then finds
         # nothing left.
         relay.before_exit = lambda: self._helper.machines.discard(machine)

@@ -38,6 +38,7 @@ from vmgr.errors import (
     VmgrError,
     WrongStateError,
 )
+from vmgr.helper.abandoned import Abandoned
 from vmgr.helper.commitment import Commitment, host_memory
 from vmgr.helper.engine import Engine
 from vmgr.helper.forking import Forking
@@ -70,7 +71,6 @@ __all__ = ["Machines"]
 
 MAX_MACHINES: Final = 1_000
 _SAVED: Final = {"suspended", "snapshot"}
-EPHEMERAL_GRACE: Final = 30.0  # seconds a re-adopted ephemeral machine waits for its client
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Machines:
         self._tasks = tasks
         self._helper = helper
         self._machines: dict[str, Machine] = {}
-        self._abandoned: dict[str, asyncio.TimerHandle] = {}
+        self.abandoned = Abandoned()
         self.forking = Forking(services, helper)
         self.engine = Engine(services, helper.watchers, helper, self.vmm_ended)
         self._commitment = Commitment(self._machines.values)
@@ -501,14 +501,14 @@ class Machines:
 
         Goes on when the caller is cancelled: half a removal would be one that nobody finishes.
         """
-        self.keep_ephemeral(machine)
+        self.abandoned.claim(machine.name)
         await asyncio.shield(self._start_discard(machine))
 
     def _start_discard(self, machine: Machine) -> asyncio.Task[None]:
         return self._tasks.start(self._discard(machine), name=f"discard {machine.name}")
 
     async def _discard(self, machine: Machine) -> None:
-        self.keep_ephemeral(machine)
+        self.abandoned.claim(machine.name)
         try:
             if not machine.stopped.is_set():
                 await self._end_vmm(machine, "its command has ended")
@@ -558,7 +558,12 @@ class Machines:
         await reconcile(self._services, self.all(), self.engine, self.forget, self._helper.watchers)
         for machine in self.all():
             if machine.row.ephemeral:
-                self._abandon(machine)
+                self.abandoned.wait(
+                    machine.name,
+                    lambda one=machine: (  # type: ignore[misc]
+                        self._helper.stopping.is_set() or self._start_discard(one)
+                    ),
+                )
             if machine.status == "suspended":
                 self._helper.doorbell.hold(machine)
             if machine.status == "restoring":
@@ -576,22 +581,9 @@ class Machines:
         finally:
             machine.lock.release()
 
-    def _abandon(self, machine: Machine) -> None:
-        """Remove an ephemeral machine unless its client comes back in time."""
-        self._abandoned[machine.name] = asyncio.get_running_loop().call_later(
-            EPHEMERAL_GRACE,
-            lambda: self._helper.stopping.is_set() or self._start_discard(machine),
-        )
-
-    def keep_ephemeral(self, machine: Machine) -> None:
-        """Somebody looks after this ephemeral machine (again)."""
-        if (timer := self._abandoned.pop(machine.name, None)) is not None:
-            timer.cancel()
-
     async def let_go(self) -> None:
         """Close the connections to all machines; they go on."""
-        for timer in self._abandoned.values():
-            timer.cancel()
+        self.abandoned.close()
         await asyncio.gather(*(self.engine.let_go(m) for m in self.all()))
 
 
