@@ -13,6 +13,12 @@ async def question_of(listener: Listener) -> Question:
     return news
 
 
+async def turns() -> None:
+    """Let every task come as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def test_a_terminal_is_asked_and_its_answer_counts() -> None:
     authorization = Authorization()
     for allow in (True, False):
@@ -25,11 +31,11 @@ async def test_a_terminal_is_asked_and_its_answer_counts() -> None:
 
 
 async def test_nobody_is_there() -> None:
-    assert "vmgr authorize" in (await Authorization().ask("web", "t", "d") or "")
+    assert "vmgr authorize" in (await Authorization(arrival=0).ask("web", "t", "d") or "")
 
 
 async def test_a_terminal_takes_questions_of_its_machine_alone() -> None:
-    authorization = Authorization()
+    authorization = Authorization(arrival=0)
     with authorization.listening("db"):
         assert await authorization.ask("web", "t", "d") is not None
 
@@ -44,6 +50,18 @@ async def test_the_first_answer_counts_and_the_others_are_told() -> None:
         authorization.answer(first.id, allow=False)
         assert await asking is None
         assert isinstance(await two.next(), Settled)
+
+
+async def test_who_comes_a_moment_later_is_asked() -> None:
+    authorization = Authorization()
+    asking = asyncio.create_task(authorization.ask("web", "t", "d"))
+    await turns()
+    with authorization.listening("web") as one:
+        question = await question_of(one)
+        with authorization.listening() as two:
+            assert await question_of(two) == question
+        authorization.answer(question.id, allow=True)
+        assert await asking is None
 
 
 async def test_time_is_over() -> None:
@@ -65,15 +83,9 @@ async def test_who_asked_has_gone() -> None:
         assert isinstance(await listener.next(), Settled)
 
 
-async def turns() -> None:
-    """Let every task come as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_a_thousand_questions_at_once_are_few() -> None:
     now = [0.0]
-    authorization = Authorization(clock=lambda: now[0])
+    authorization = Authorization(clock=lambda: now[0], arrival=0)
     with authorization.listening() as listener:
         asking = [asyncio.create_task(authorization.ask("web", "t", str(n))) for n in range(1_000)]
         await turns()
@@ -113,4 +125,6 @@ class Agent:
 async def test_the_desktops_way_comes_first() -> None:
     assert await Authorization(Agent(said=True)).ask("web", "t", "d") is None
     assert "did not allow" in (await Authorization(Agent(said=False)).ask("web", "t", "d") or "")
-    assert "nobody is there" in (await Authorization(Agent(said=None)).ask("web", "t", "d") or "")
+    assert "nobody is there" in (
+        await Authorization(Agent(said=None), arrival=0).ask("web", "t", "d") or ""
+    )

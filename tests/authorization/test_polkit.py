@@ -198,7 +198,8 @@ async def main():
         print(message.body[1])
         if agrees:
             user = ["unix-user", {"uid": Variant("u", uid)}]
-            await call(root, "AuthenticationAgentResponse2", "us(sa{sv})", uid, message.body[4], user)
+            member, kinds = "AuthenticationAgentResponse2", "us(sa{sv})"
+            await call(root, member, kinds, uid, message.body[4], user)
             await session.send(Message.new_method_return(message))
         else:
             await session.send(Message.new_error(message, NAME + ".Error.Cancelled", "no"))
@@ -210,7 +211,8 @@ async def main():
     session.add_message_handler(heard)
     started = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19])
     me = ["unix-process", {"pid": Variant("u", os.getpid()), "start-time": Variant("t", started)}]
-    reply = await call(session, "RegisterAuthenticationAgent", "(sa{sv})ss", me, "C.UTF-8", "/agent")
+    member, kinds = "RegisterAuthenticationAgent", "(sa{sv})ss"
+    reply = await call(session, member, kinds, me, "C.UTF-8", "/agent")
     print(reply.error_name, reply.body, file=sys.stderr)
     question = Question(id=1, machine="web", title="t", detail="unknown", seconds=60)
     print(await Polkit(address).ask(question))
@@ -225,6 +227,5 @@ def test_the_dialog_names_machine_and_command(bus: str, agrees: str, said: str) 
         [sys.executable, "-c", WITH_AGENT, bus, str(UID), agrees],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    print(done.stderr)  # why not, when a test fails
     asked = "Machine web wants to run a command on this computer, as you: unknown"
-    assert done.stdout.splitlines() == [asked, said]
+    assert done.stdout.splitlines() == [asked, said], done.stderr

@@ -29,6 +29,8 @@ WAITING_OF_ALL: Final = 16
 _BURST: Final = 8.0
 _PAUSE: Final = 5.0  # seconds for each further question of one machine's
 SECONDS: Final = 60.0
+# `vmgr exec -t NAME host COMMAND` asks before its terminal has come to be asked.
+_ARRIVAL: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Authorization:
     Args:
         agent: the desktop's way of asking; None: terminals alone.
         seconds: how long an answer is waited for.
+        arrival: how long somebody is waited for who could answer.
         clock: what time it is, in seconds.
     """
 
@@ -71,10 +74,14 @@ class Authorization:
         agent: Agent | None = None,
         *,
         seconds: float = SECONDS,
+        arrival: float = _ARRIVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._seconds = seconds
+        self._arrival = arrival
+        self._arrived = asyncio.Event()
+        self._standing: dict[int, Question] = {}
         self._clock = clock
         self._machines: dict[str, _Machine] = {}
         self._listeners: list[Listener] = []
@@ -120,6 +127,10 @@ class Authorization:
         """A terminal at which questions can be put, of one machine or of all."""
         listener = Listener(machine)
         self._listeners.append(listener)
+        self._arrived.set()
+        for question in self._standing.values():
+            if listener.takes(question.machine):
+                listener.tell(question)
         try:
             yield listener
         finally:
@@ -128,7 +139,6 @@ class Authorization:
     # -- machinery -------------------------------------------------------------------------------
 
     async def _put(self, question: Question, answer: asyncio.Future[bool]) -> str | None:
-        asked: list[Listener] = []
         why = "it was answered"
         try:
             async with asyncio.timeout(self._seconds):
@@ -136,14 +146,14 @@ class Authorization:
                     said = await self._agent.ask(question)
                     if said is not None:
                         return None if said else "the host's person did not allow it"
-                asked = [one for one in self._listeners if one.takes(question.machine)]
-                if not asked:
+                self._standing[question.id] = question
+                for listener in self._takers(question.machine):
+                    listener.tell(question)
+                if not await self._somebody(question.machine):
                     return (
                         "the host's person is asked about this, and nobody is there to ask: on "
                         "the host, keep this open in a terminal: vmgr authorize"
                     )
-                for listener in asked:
-                    listener.tell(question)
                 return None if await answer else "the host's person did not allow it"
         except TimeoutError:
             why = "nobody answered in time"
@@ -152,8 +162,23 @@ class Authorization:
             why = "the machine does not wait for it any more"
             raise
         finally:
-            for listener in asked:
-                listener.tell(Settled(id=question.id, why=why))
+            if self._standing.pop(question.id, None) is not None:
+                for listener in self._takers(question.machine):
+                    listener.tell(Settled(id=question.id, why=why))
+
+    def _takers(self, machine: str) -> list[Listener]:
+        return [one for one in self._listeners if one.takes(machine)]
+
+    async def _somebody(self, machine: str) -> bool:
+        """Whether somebody is there to ask, or comes at once: with the command that asks."""
+        try:
+            async with asyncio.timeout(self._arrival):
+                while not self._takers(machine):
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _forget(self, now: float) -> None:
         """Machines that have asked nothing for long have all of their questions left."""

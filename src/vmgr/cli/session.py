@@ -150,6 +150,8 @@ class Session:
         while stream.exit is None or any(sink.pending for sink in self._sinks.values()):
             ready = dict(self._wait(signals))
             for number in signals.take() if signals.fileno() in ready else ():
+                if self._refused_by(number):
+                    continue
                 if (code := self._signalled(number)) is not None:
                     return code
             self._serve_questions(ready)
@@ -260,6 +262,15 @@ class Session:
                 self._terminal = os.open(name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             self._asking = Asking(self._questions(machine), self._terminal, shared=True)
 
+    def _refused_by(self, number: int) -> bool:
+        """Whether a signal was for a question: Ctrl-C, Ctrl-Z."""
+        if self._asking is None or not self._asking.active:
+            return False
+        if number in {signal.SIGINT, signal.SIGTSTP}:
+            self._asking.refuse()
+            return True
+        return False
+
     def _serve_questions(self, ready: dict[int, int]) -> None:
         asking = self._asking
         if asking is None:
@@ -278,14 +289,13 @@ class Session:
     def _signalled(self, number: int) -> int | None:
         """Act on a signal; an exit code where it ends the session."""
         stream = self._job.stream
-        if self._asking is not None and self._asking.active and number == signal.SIGINT:
-            self._asking.refuse()
-        elif number == signal.SIGTSTP and self._raw is not None:
+        if number == signal.SIGTSTP and self._raw is not None:
             self._raw.leave()
             os.kill(os.getpid(), signal.SIGSTOP)
         elif number in {signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP}:
             if self._raw is not None and stream.started:
-                self._raw.enter()
+                if self._asking is None or not self._asking.active:
+                    self._raw.enter()
                 self._tell_size()
         elif not stream.can_attach:
             if number == signal.SIGINT:

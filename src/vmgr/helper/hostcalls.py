@@ -37,6 +37,8 @@ __all__ = ["HostCalls", "rights_of"]
 
 _AT_ONCE: Final = 16
 _AT_ONCE_OF_ALL: Final = 64
+_REFUSALS: Final = 64
+"""Under way at once; an agent that is none of a liar's has 32 callers waiting at most."""
 _CALLS: Final = (200.0, 100.0)
 """Of one machine: in a burst, and in each second."""
 _EVENTS: Final = (200.0, 20.0)
@@ -136,7 +138,7 @@ class HostCalls:
             task.add_done_callback(lambda _: self._served(caller))
             return
         self._tell(machine, caller, None, f"refused: {why}")
-        if caller.refusing < _AT_ONCE:  # else it floods: the agent says that nobody came
+        if caller.refusing < _REFUSALS:  # else it floods: the agent says that nobody came
             caller.refusing += 1
             task = start(self._refuse(channel, event.call, why), name=name)
             task.add_done_callback(lambda _: self._refused(caller))
