@@ -202,6 +202,9 @@ class Engine:
             return
         machine.vmm = vmm
         self._watch(machine, vmm)
+        if machine.kill_reason is not None:  # `kill` came before it was found
+            await vmm.kill(machine.kill_reason, at_once=True)
+            return
         try:
             if vmm.paused or vmm.out_of_space.is_set():
                 # It was being saved, and its helper died; or there is room again: it goes on.
