@@ -42,6 +42,15 @@ class _Client(QMPClient):
         super().__init__(name, readbuflen=_LINE_MAX)
         self._on_event = on_event
 
+    async def _recv(self) -> Message:
+        # QEMU may tell of an event before it greets: what happens between its accepting the
+        # connection and its noticing that is sent to a monitor that has negotiated nothing yet.
+        message = await super()._recv()
+        while self._greeting is None and "event" in message:
+            await self._event_dispatch(message)
+            message = await super()._recv()
+        return message
+
     async def _event_dispatch(self, msg: Message) -> None:
         data = msg.get("data")
         self._on_event(str(msg.get("event")), data if isinstance(data, dict) else {})
