@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,6 @@ from dbus_fast.aio import MessageBus
 from tests.conftest import kill_and_wait, short_directory
 
 from vmgr.authorization.policy import ACTION, policy
-from vmgr.authorization.polkit import Polkit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +61,11 @@ import concurrent.futures.thread, dbus_fast.aio, dbus_fast.constants  # while th
 logging.basicConfig(level=logging.INFO)
 from vmgr.api.hostcommands import Question
 from vmgr.authorization.polkit import Polkit
+from vmgr.desktop.thread import BusThread
 question = Question(id=1, machine=sys.argv[2], title="t", detail=sys.argv[3], seconds=60)
 uid = int(sys.argv[4])
 os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
-print(asyncio.run(Polkit(sys.argv[1]).ask(question)))
+print(asyncio.run(Polkit(BusThread(), sys.argv[1]).ask(question)))
 """
 
 
@@ -158,14 +160,35 @@ def test_root_is_never_answered(bus: str) -> None:
     assert ask(bus, "web", "git push", uid=0) == ("None", "")
 
 
-def test_without_a_bus_there_is_no_answer(tmp_path: Path) -> None:
+def hang_up(listening: socket.socket) -> None:
+    """Be a bus that dies with what was asked of it."""
+    while True:
+        try:
+            client, _ = listening.accept()
+        except OSError:
+            return
+        with client:
+            client.recv(100)
+
+
+@pytest.mark.parametrize("dying", [False, True])
+def test_without_a_bus_there_is_no_answer(tmp_path: Path, *, dying: bool) -> None:
     text = ASK.replace("os.setgroups([]); ", "").replace("os.setresgid(uid, uid, uid); ", "")
     text = text.replace("os.setresuid(uid, uid, uid)", "os.getuid = lambda: 1")
-    done = subprocess.run(
-        [sys.executable, "-c", text, f"unix:path={tmp_path}/none", "web", "x", "1"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    with socket.socket(socket.AF_UNIX) as listening:
+        if dying:
+            listening.bind(str(tmp_path / "bus"))
+            listening.listen(8)
+            threading.Thread(target=hang_up, args=(listening,), daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-c", text, f"unix:path={tmp_path}/bus", "web", "x", "1"],
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        if dying:
+            listening.shutdown(socket.SHUT_RDWR)
     assert done.stdout == "None\n"
+    assert done.stderr.count("polkit is not asked") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_the_action_names_its_owner_and_always_asks() -> None:
@@ -173,7 +196,6 @@ def test_the_action_names_its_owner_and_always_asks() -> None:
     assert action.get("id") == ACTION
     assert {e.text for e in action.find("defaults") or ()} == {"auth_self"}
     assert action.findtext("annotate") == "unix-user:1000"
-    assert Polkit() is not None
 
 
 # The desktop's part: an agent of polkit's in the session of who asks. It shows the dialog; a helper
@@ -185,6 +207,7 @@ from dbus_fast import Message, Variant
 from dbus_fast.aio import MessageBus
 from vmgr.api.hostcommands import Question
 from vmgr.authorization.polkit import Polkit
+from vmgr.desktop.thread import BusThread
 address, uid, agrees = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "yes"
 NAME, PATH = "org.freedesktop.PolicyKit1", "/org/freedesktop/PolicyKit1/Authority"
 def call(bus, member, signature, *body):
@@ -215,7 +238,7 @@ async def main():
     reply = await call(session, member, kinds, me, "C.UTF-8", "/agent")
     print(reply.error_name, reply.body, file=sys.stderr)
     question = Question(id=1, machine="web", title="t", detail="unknown", seconds=60)
-    print(await Polkit(address).ask(question))
+    print(await Polkit(BusThread(), address).ask(question))
 asyncio.run(main())
 """
 

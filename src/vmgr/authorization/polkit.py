@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from vmgr.authorization.policy import ACTION
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbus_fast.aio import MessageBus
 
     from vmgr.api.hostcommands import Question
+    from vmgr.desktop.thread import BusThread
 
 __all__ = ["Polkit"]
 
@@ -39,10 +40,12 @@ class Polkit:
     """An `Agent` that asks polkit.
 
     Args:
+        thread: where the D-Bus library runs.
         address: the system bus; None: where it is on this computer.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, thread: BusThread, address: str | None = None) -> None:
+        self._thread = thread
         self._address = address
         self._said = ""
 
@@ -50,30 +53,32 @@ class Polkit:
         """The person's answer; None: polkit has none."""
         if os.getuid() == 0:
             return None
+        answer, problem = await self._thread.run(self._ask(question))
+        if problem is not None and problem != self._said:
+            self._said = problem
+            log.info("polkit is not asked: %s", problem[:300])
+        return answer
+
+    async def _ask(self, question: Question) -> tuple[bool | None, str | None]:
+        """The answer, or why there is none."""
         try:
             bus = await self._connect()
-        except Exception as error:  # noqa: BLE001 (no bus, or one that speaks strangely)
-            self._without(repr(error))
-            return None
-        try:
-            return await self._check(bus, question)
-        finally:
-            # polkit drops the question, and its dialog, when who asked has left the bus.
-            bus.disconnect()
+            try:
+                return await self._check(bus, question)
+            finally:
+                # polkit drops the question, and its dialog, when who asked has left the bus.
+                bus.disconnect()
+        except Exception as error:  # noqa: BLE001 (no bus, one that dies or speaks strangely)
+            return None, repr(error)
 
     async def _connect(self) -> MessageBus:
-        def make() -> type[MessageBus]:
-            from dbus_fast.aio import MessageBus
-
-            return MessageBus
-
-        made = await asyncio.to_thread(make)  # a first import is slow
+        from dbus_fast.aio import MessageBus
         from dbus_fast.constants import BusType
 
         async with asyncio.timeout(_CONNECT_WITHIN):
-            return await made(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
+            return await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
 
-    async def _check(self, bus: MessageBus, question: Question) -> bool | None:
+    async def _check(self, bus: MessageBus, question: Question) -> tuple[bool | None, str | None]:
         from dbus_fast import Message, Variant
         from dbus_fast.constants import MessageType
 
@@ -90,22 +95,8 @@ class Polkit:
             )
         )
         if answer is None or answer.message_type is not MessageType.METHOD_RETURN:
-            why = "no answer" if answer is None else f"{answer.error_name}: {answer.body}"
-            self._without(why)
-            return None
-        return self._read(answer.body)
-
-    def _read(self, body: list[Any]) -> bool | None:
-        ((authorized, challenge, details),) = body
-        if authorized:
-            return True
-        if challenge and _DISMISSED not in details:
-            self._without("nobody's session has an agent of polkit's")
-            return None
-        return False
-
-    def _without(self, why: str) -> None:
-        """Say once why polkit is not asked."""
-        if why != self._said:
-            self._said = why
-            log.info("polkit is not asked: %s", why[:300])
+            return None, "no answer" if answer is None else f"{answer.error_name}: {answer.body}"
+        ((authorized, challenge, details),) = answer.body
+        if not authorized and challenge and _DISMISSED not in details:
+            return None, "nobody's session has an agent of polkit's"
+        return authorized, None

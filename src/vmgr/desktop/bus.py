@@ -5,10 +5,8 @@ nobody waits for any of them. The connection is made in the background, and made
 has come back: with lingering the helper outlives many sessions' buses. While connected we own our
 name on it (process rule 10), so that what asks who we are gets an answer.
 
-The D-Bus library has a loop and a thread of its own, which begin with the first bus that is found.
-A bus that dies in the midst of something leaves errors behind in the library that nobody asked for,
-and in the helper's loop those would be fatal (process rule 6). The thread touches nothing of ours:
-it is given coroutines, and hands results and signals to the helper's loop (rule 5).
+All use of the D-Bus library is in a thread of its own (`vmgr.desktop.thread`); signals are handed
+to the helper's loop.
 """
 
 from __future__ import annotations
@@ -17,14 +15,14 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from vmgr.desktop.thread import BusThread
 from vmgr.identity import APP_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
 
     from dbus_fast.aio import MessageBus
     from dbus_fast.message import Message
@@ -36,8 +34,6 @@ __all__ = ["BusError", "SessionBus", "addresses_of"]
 _ANSWER_WITHIN: Final = 10.0
 _LOOK_EVERY: Final = 30.0
 _LONGEST: Final = 4_096
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +64,21 @@ class SessionBus:
 
     Args:
         environ: in which the bus is looked for.
+        thread: where the library runs, and who stops it; None: one of our own.
         look_every: seconds after which it is looked for again.
     """
 
     def __init__(
-        self, environ: Mapping[str, str] | None = None, look_every: float = _LOOK_EVERY
+        self,
+        environ: Mapping[str, str] | None = None,
+        look_every: float = _LOOK_EVERY,
+        thread: BusThread | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._look_every = look_every
         self._home = asyncio.get_running_loop()
-        self._own: asyncio.AbstractEventLoop | None = None
+        self._owned = thread is None
+        self._thread = thread or BusThread()
         self._bus: MessageBus | None = None
         self._wanted = asyncio.Event()
         self._signals: dict[str, Signal] = {}
@@ -104,15 +105,14 @@ class SessionBus:
         try:
             while True:
                 for address in await asyncio.to_thread(addresses_of, self._environ):
-                    await self._there(self._live(address))
+                    await self._thread.run(self._live(address))
                 self._wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._look_every):
                         await self._wanted.wait()
         finally:
-            if self._own is not None:
-                self._own.call_soon_threadsafe(self._own.stop)
-                self._own = None
+            if self._owned:
+                self._thread.stop()
 
     async def call(
         self, name: str, path: str, member: str, signature: str = "", *arguments: Any,
@@ -123,21 +123,11 @@ class SessionBus:
         Raises:
             BusError: there is no bus, no such service, or it failed or did not answer.
         """
-        if (bus := self._bus) is None or self._own is None:
+        if (bus := self._bus) is None:
             raise BusError("there is no session bus")
-        return await self._there(
+        return await self._thread.run(
             _call(bus, name, path, (interface or name, member), signature, arguments)
         )
-
-    async def _there(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the library's loop; cancelled, it is cancelled there."""
-        if self._own is None:
-            self._own = asyncio.new_event_loop()
-            self._own.set_exception_handler(_on_error)
-            threading.Thread(
-                target=_turn, args=(self._own,), name="vmgr-session-bus", daemon=True
-            ).start()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._own))
 
     # -- in the library's loop -------------------------------------------------------------------
 
@@ -194,22 +184,6 @@ class SessionBus:
             heard = self._signals[message.interface]
             with contextlib.suppress(RuntimeError):  # the helper's loop has ended
                 self._home.call_soon_threadsafe(heard, message.member or "", message.body)
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """The thread: run the library's loop until it is stopped."""
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-
-
-def _on_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    log.info("session bus: %s: %r", context.get("message"), context.get("exception"))
 
 
 async def _call(  # noqa: PLR0917 (what a message is made of)

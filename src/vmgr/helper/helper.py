@@ -14,6 +14,7 @@ from vmgr.api.models import HelperStatus
 from vmgr.authorization import Authorization, Polkit
 from vmgr.config import Config
 from vmgr.desktop import Notification, Notifications, SessionBus
+from vmgr.desktop.thread import BusThread
 from vmgr.errors import VmgrError
 from vmgr.helper import crash, session
 from vmgr.helper.accounts import Accounts
@@ -88,7 +89,8 @@ class Helper:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._settings: tuple[object, Config] | None = None
-        self.bus = SessionBus()
+        self._bus_thread = BusThread()
+        self.bus = SessionBus(thread=self._bus_thread)
         self.notifications = Notifications(self.bus, self._notifies)
         services = Services(paths, self.executors, self.store, self.events)
         self.network = Network(
@@ -101,8 +103,7 @@ class Helper:
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
-        # polkit lets root do anything without asking.
-        self.authorization = Authorization(Polkit() if os.getuid() else None)
+        self.authorization = Authorization(Polkit(self._bus_thread))
         self.host_calls = HostCalls(self)
         self.accounts = Accounts(self)
         self.clocks = Clocks(self)
@@ -187,6 +188,7 @@ class Helper:
         await self.pool.empty()
         await self.tasks.finish(TASKS_DEADLINE)
         await self.watchers.finish(0)
+        self._bus_thread.stop()
         live = any(not machine.stopped.is_set() for machine in self.machines.all())
         await self.machines.let_go()
         await self.names.close()
