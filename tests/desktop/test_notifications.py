@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.conftest import short_directory
@@ -53,10 +53,10 @@ async def running(bus: SessionBus, *more: Notifications) -> AsyncIterator[None]:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait for something that nobody tells of."""
+    """Ask until it is so: it has no event that a test could wait for."""
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 (said above)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
 
 
 async def connected(bus: SessionBus, number: int = 1) -> None:
@@ -204,12 +204,18 @@ async def test_what_is_no_bus_disturbs_nobody(place: Path, said: bytes) -> None:
 
 
 async def test_without_a_bus_nothing_happens(place: Path) -> None:
-    bus = session(place, 0.01)
+    looks: list[str] = []
+
+    class Environment(dict[str, str]):
+        def get(self, name: str, default: Any = None) -> Any:
+            looks.append(name)
+            return super().get(name, default)
+
+    bus = SessionBus(Environment(XDG_RUNTIME_DIR=str(place)), 0.01)
     notifications = Notifications(bus, yes)
     async with running(bus, notifications):
         notifications.notify(Notification("a", "nobody sees it"))
-        for _ in range(20):
-            await asyncio.sleep(0.01)
+        await until(lambda: len(looks) > 10)
         assert not bus.connected
 
 

@@ -55,6 +55,9 @@ def event(kind: str, machine: str | None = "web", **data: Any) -> Event:
         (event("port.opened", port=3000, guest_port=3000, problem="x"), None),
         (event("port.opened", port=3000, guest_port=3000), None),
         (event("port.opened", port=10_022, guest_port=22, problem="for root only"), None),
+        (event("machine.disk-full"), "web stands still"),
+        (event("host.disk-low", None, place="/", free_bytes=1), "The disk is nearly full"),
+        (event("helper.crashed", None, report="/r"), "vmgr's helper crashed and was started again"),
         (event("port.failed", port=80, problem="taken"), "Port 80 of web is not reached"),
         (event("machine.exited", cause="failed", reason="gone"), None),  # there is none such
         (event("machine.exited", "\n", cause="panic"), None),

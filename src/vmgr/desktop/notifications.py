@@ -8,7 +8,6 @@ machine: they are bounded, and no markup of theirs is ever interpreted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import html
 import logging
 from collections import OrderedDict
@@ -30,6 +29,7 @@ _URGENCY: Final = {"low": 0, "normal": 1, "critical": 2}
 _TITLE, _TEXT = 100, 500  # characters
 _WAITING: Final = 32
 _KEPT: Final = 64
+_ROUNDING: Final = 1e-6
 BURST: Final = 5
 """How many come one after the other."""
 REFILL: Final = 20.0
@@ -104,29 +104,28 @@ class Notifications:
 
     async def run(self) -> NoReturn:
         """Show what comes, until cancelled."""
+        loop = asyncio.get_running_loop()
+        held_back = False
         while True:
             await self._came.wait()
             self._came.clear()
             while self._waiting:
-                await self._next(together=await self._turn())
+                if (left := self._until_allowed(loop.time())) > 0:
+                    held_back = True
+                    loop.call_later(left, self._came.set)
+                    break
+                self._allowed -= 1
+                await self._next(together=held_back)
+                held_back = False
 
     # -- machinery -------------------------------------------------------------------------------
 
-    async def _turn(self) -> bool:
-        """Wait until another one may be shown; whether that took any time."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+    def _until_allowed(self, now: float) -> float:
+        """Seconds until another one may be shown."""
         self._allowed = min(BURST, self._allowed + (now - self._since) / self._refill)
         self._since = now
-        waits = self._allowed < 1
-        if waits:
-            never = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout((1 - self._allowed) * self._refill):
-                    await never.wait()
-            self._since, self._allowed = loop.time(), 1
-        self._allowed -= 1
-        return waits
+        # Sums of small parts: what is due must not be a moment away for ever.
+        return max(0.0, (1 - _ROUNDING - self._allowed) * self._refill)
 
     async def _next(self, *, together: bool) -> None:
         """Show what comes next, or all that there is as one sentence."""

@@ -13,7 +13,7 @@ from vmgr.agent_binary import find_agent
 from vmgr.api.models import HelperStatus
 from vmgr.authorization import Authorization, Polkit
 from vmgr.config import Config
-from vmgr.desktop import Notification, Notifications, SessionBus
+from vmgr.desktop import Notifications, SessionBus
 from vmgr.desktop.thread import BusThread
 from vmgr.errors import VmgrError
 from vmgr.helper import crash, session
@@ -44,7 +44,7 @@ from vmgr.helper.templates import Templates
 from vmgr.network import Network, identity_of
 from vmgr.network.addresses import DOMAIN, NAMES4
 from vmgr.service.activation import Activation, Notifier
-from vmgr.service.pinging import ping
+from vmgr.service.pinging import Pinging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,7 @@ class Helper:
         self._started = time.monotonic()
         self._notices: list[str] = []
         self._settings: tuple[object, Config] | None = None
+        self._pinging: Pinging | None = None
         self._bus_thread = BusThread()
         self.bus = SessionBus(thread=self._bus_thread)
         self.notifications = Notifications(self.bus, self._notifies)
@@ -124,9 +125,7 @@ class Helper:
             VmgrError: the store or a directory cannot be used.
         """
         if self.activation.watchdog is not None:
-            self.watchers.start(
-                ping(self.activation.notifier, self.activation.watchdog), name="watchdog"
-            )
+            self._pinging = Pinging(self.activation.notifier, self.activation.watchdog)
         self.watchers.start(self.bus.run(), name="session bus")
         self.watchers.start(self.notifications.run(), name="notifications")
         self.watchers.start(follow_events(self), name="events worth a notification")
@@ -155,13 +154,7 @@ class Helper:
             f"the helper crashed and was started again; the report is {path}" for path in reports
         ]
         for path in reports:
-            self.notifications.notify(
-                Notification(
-                    "helper",
-                    "vmgr's helper crashed and was started again",
-                    f"Machines went on. The report is {path}",
-                )
-            )
+            self.events.publish("helper.crashed", report=str(path))
         if self.activation.notifier.listened_to:
             self.watchers.start(tell_status(self), name="status for the service manager")
         self.watchers.start(DiskWatch(self).run(), name="space on the disk")
@@ -198,6 +191,8 @@ class Helper:
         await self.ssh.close(keep=live)
         await self.executors.in_store(self.store.close)
         await asyncio.to_thread(self.executors.close)
+        if self._pinging is not None:  # to the last: a loop that hangs over this is noticed too
+            self._pinging.close()
 
     async def _notifies(self) -> bool:
         try:

@@ -221,11 +221,10 @@ class HostCalls:
             line = _line(asked, None)
             if len(line) > LONGEST_QUESTION:
                 raise Refused("refused", "a command of this length is not asked about")
-            await self._ask(machine, asked, line)
+            await self._ask(machine, line)
         return plan
 
-    async def _ask(self, machine: Machine, asked: Asked, line: str) -> None:
-        del asked
+    async def _ask(self, machine: Machine, line: str) -> None:
         title = f"Machine {machine.name} wants to run a command on this computer, as you"
         refusal = await self._helper.authorization.ask(machine.name, title, line)
         if refusal is not None:

@@ -251,7 +251,7 @@ async def _serve(
         ready.done()
         fatal.on_crash = None
         helper.watchers.start(
-            stop_when_unreachable(paths.helper_socket, inode, helper.stopping, helper.request_stop),
+            stop_when_unreachable(paths.helper_socket, inode, helper.request_stop),
             name="can we be reached",
         )
         try:
@@ -261,6 +261,7 @@ async def _serve(
             # systemd's stays, and so does one that has taken the place of ours.
             if handed is None and inode_of(paths.helper_socket) == inode:
                 paths.helper_socket.unlink(missing_ok=True)
+            helper.request_stop()  # whatever ended the wait
             helper.events.close()
             await runner.cleanup()
     finally:

@@ -1,7 +1,6 @@
 """What of all that happens is worth a notification, and looking for a disk that fills up.
 
-The table reads the helper's events, so that whoever publishes one need not know of desktops. What
-one of them does for itself uses `helper.notifications` directly.
+The table reads the helper's events, so that whoever publishes one need not know of desktops.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from vmgr.desktop import Action, Notification
 from vmgr.desktop.bus import BusError
@@ -34,14 +33,12 @@ _FILES: Final = "org.freedesktop.FileManager1"
 log = logging.getLogger(__name__)
 
 
-async def follow_events(helper: Helper) -> NoReturn:
-    """Notify of what happens, for as long as the helper lives."""
-    while True:  # one that is behind is dropped, and begins with what comes then
+async def follow_events(helper: Helper) -> None:
+    """Notify of what happens, until the helper stops."""
+    while not helper.stopping.is_set():  # one that is behind is dropped, and begins anew
         async for event in helper.events.follow():
             if (notification := notification_of(helper, event)) is not None:
                 helper.notifications.notify(notification)
-        if helper.stopping.is_set():
-            await asyncio.Event().wait()  # to be cancelled
 
 
 def notification_of(helper: Helper, event: Event) -> Notification | None:
@@ -77,6 +74,23 @@ def notification_of(helper: Helper, event: Event) -> Notification | None:
             made = Notification(
                 "port", f"Port {data.get('port')} of {name} is not reached",
                 _sentence(data.get("problem")), about=f"{name} {data.get('port')}",
+            )  # fmt: skip
+        case "machine.disk-full":
+            made = Notification(
+                "disk-full", f"{name} stands still", about=name, urgency="critical",
+                text="No space is left for its disk on this computer. Free some, and it goes on.",
+            )  # fmt: skip
+        case "host.disk-low":
+            free, place = format_size(int(data.get("free_bytes", 0))), str(data.get("place"))
+            made = Notification(
+                "disk", "The disk is nearly full", about=place, urgency="critical",
+                text=f"{free} are free for {place}. Machines that find no more space "
+                "stand still. See what can go: vmgr image ls, vmgr snapshot ls, vmgr ls",
+            )  # fmt: skip
+        case "helper.crashed":
+            made = Notification(
+                "helper", "vmgr's helper crashed and was started again",
+                f"Machines went on. The report is {data.get('report')}",
             )  # fmt: skip
     return made
 
@@ -165,12 +179,6 @@ class DiskWatch:
         self._told.add(device)
         log.warning("%s free for %s", format_size(free), place)
         self._helper.events.publish("host.disk-low", place=str(place), free_bytes=free)
-        told = Notification(
-            "disk", "The disk is nearly full", about=str(device), urgency="critical",
-            text=f"{format_size(free)} are free for {place}. Machines that find no more space "
-            "stop. See what can go: vmgr image ls, vmgr snapshot ls, vmgr ls",
-        )  # fmt: skip
-        self._helper.notifications.notify(told)
 
 
 def _space(place: Path) -> tuple[int, int, int]:

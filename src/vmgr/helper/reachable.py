@@ -8,9 +8,10 @@ no other helper could start. Machines go on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
+
+from asyncinotify import Inotify, Mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["inode_of", "stop_when_unreachable"]
 
-_LOOK_EVERY: Final = 10.0
+_MASK: Final = Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE
+_GONE: Final = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +33,23 @@ def inode_of(path: Path) -> int | None:
         return None
 
 
-async def stop_when_unreachable(
-    path: Path,
-    inode: int | None,
-    stopping: asyncio.Event,
-    stop: Callable[[], None],
-    look_every: float = _LOOK_EVERY,
-) -> None:
+async def stop_when_unreachable(path: Path, inode: int | None, stop: Callable[[], None]) -> None:
     """Call `stop` once the socket's file at `path` is not the one that we listen on."""
-    while not stopping.is_set():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(look_every):
-                await stopping.wait()
-                return
-        if await asyncio.to_thread(inode_of, path) != inode:
-            log.warning("%s is not ours any more, so nobody reaches this helper", path)
-            stop()
-            return
+    try:
+        watch = Inotify()
+    except OSError as error:  # this user has no more of them
+        log.warning("whether %s stays ours is not noticed: %s", path, error)
+        return
+    with watch:
+        try:
+            watch.add_watch(path.parent, _MASK | _GONE)
+        except OSError as error:  # the directory has gone already
+            log.info("%s is not watched: %s", path.parent, error)
+        else:
+            # It may have gone before it was watched.
+            while await asyncio.to_thread(inode_of, path) == inode:
+                event = await watch.get()
+                while not event.mask & _GONE and str(event.name) != path.name:
+                    event = await watch.get()
+    log.warning("%s is not ours any more, so nobody reaches this helper", path)
+    stop()

@@ -6,17 +6,18 @@ it. It is in no row, no log, no event, no label and no command line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from vmgr.api.models import SecretInfo
+from vmgr.desktop.bus import addresses_of
 from vmgr.errors import NotFoundError, StateError, UnsupportedError, UsageError
-from vmgr.secret import MAX_SECRET, FileStore, Keyring, check_secret_name
-from vmgr.secret.keyring import bus_address
+from vmgr.secret import MAX_SECRET, FileStore, Keyring, NoKeyringError, check_secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from vmgr.api.models import ExecSpec, SecretUse
     from vmgr.helper.helper import Helper
@@ -41,11 +42,11 @@ class Secrets:
     def __init__(self, helper: Helper) -> None:
         self._helper = helper
         self._files = FileStore(helper.paths.secrets)
-        self._keyring = Keyring(bus_address(os.environ))
+        self._keyring = Keyring(lambda: addresses_of(os.environ))
 
     async def list(self) -> list[SecretInfo]:
         """What there is, and where it is kept; no values."""
-        in_keyring = await self._keyring.names() if await self._uses_keyring() else []
+        in_keyring = await self._from_keyring(self._keyring.names(), [])
         in_files = await self._in_files(self._files.names)
         return [
             *(SecretInfo(name=name, store="keyring") for name in in_keyring),
@@ -63,8 +64,7 @@ class Secrets:
         content = value.encode()
         if not content or len(content) > MAX_SECRET:
             raise UsageError(f"a secret has 1 to {MAX_SECRET} bytes")
-        if await self._uses_keyring():
-            await self._keyring.set(name, content)
+        if await self._from_keyring(self._kept(name, content), without=False):
             await self._in_files(self._files.remove, name)
             return SecretInfo(name=name, store="keyring")
         await self._in_files(self._files.set, name, content)
@@ -77,7 +77,7 @@ class Secrets:
             NotFoundError: there is none of that name.
         """
         check_secret_name(name)
-        kept = await self._uses_keyring() and await self._keyring.remove(name)
+        kept = await self._from_keyring(self._keyring.remove(name), without=False)
         filed = await self._in_files(self._files.remove, name)
         if not kept and not filed:
             raise _missing(name)
@@ -117,25 +117,29 @@ class Secrets:
         return variables, list(files.items())
 
     async def _get(self, name: str) -> bytes:
-        found = await self._keyring.get(name) if await self._uses_keyring() else None
+        found = await self._from_keyring(self._keyring.get(name), None)
         if found is None:
             found = await self._in_files(self._files.get, name)
         if found is None:
             raise _missing(name)
         return found
 
-    async def _uses_keyring(self) -> bool:
-        match str((await self._helper.settings()).get("secrets.store")):
-            case "file":
-                return False
-            case "keyring":
-                if not await self._keyring.usable():
-                    raise StateError(
-                        "there is no keyring (Secret Service) in this session",
-                        next_step="start one, or: vmgr config set secrets.store auto",
-                    )
-                return True
-        return await self._keyring.usable()
+    async def _kept(self, name: str, content: bytes) -> bool:
+        await self._keyring.set(name, content)
+        return True
+
+    async def _from_keyring(self, asked: Coroutine[Any, Any, R], without: R) -> R:
+        """The keyring's answer; `without` where the settings, or this session, have none."""
+        with contextlib.closing(asked):
+            wanted = str((await self._helper.settings()).get("secrets.store"))
+            if wanted == "file":
+                return without
+            try:
+                return await asked
+            except NoKeyringError:
+                if wanted == "keyring":
+                    raise
+                return without
 
     async def _in_files(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmgr.helper.helper import Helper
@@ -11,10 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["tell_status"]
 
 
-async def tell_status(helper: Helper) -> NoReturn:
-    """Tell the service manager, now and with each change, until cancelled."""
+async def tell_status(helper: Helper) -> None:
+    """Tell the service manager, now and with each change, until the helper stops."""
     said = ""
-    while True:  # a follower that is behind is dropped, and begins anew
+    while not helper.stopping.is_set():  # a follower that is behind is dropped, and begins anew
         if (line := _line(helper)) != said:
             helper.activation.notifier.status(line)
             said = line
@@ -22,8 +21,6 @@ async def tell_status(helper: Helper) -> NoReturn:
             if event.kind == "machine.status" and (line := _line(helper)) != said:
                 helper.activation.notifier.status(line)
                 said = line
-        if helper.stopping.is_set():
-            await asyncio.Event().wait()  # to be cancelled
 
 
 def _line(helper: Helper) -> str:

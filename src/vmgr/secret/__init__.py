@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmgr.secret.files import FileStore
-from vmgr.secret.keyring import Keyring
+from vmgr.secret.keyring import Keyring, NoKeyringError
 from vmgr.secret.names import MAX_SECRET, check_secret_name
 
-__all__ = ["MAX_SECRET", "FileStore", "Keyring", "check_secret_name"]
+__all__ = ["MAX_SECRET", "FileStore", "Keyring", "NoKeyringError", "check_secret_name"]

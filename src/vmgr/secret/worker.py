@@ -1,4 +1,4 @@
-"""One request to the Secret Service: `probe`, `ls`, `get NAME`, `set NAME` (from stdin), `rm NAME`.
+"""One request to the Secret Service: `ls`, `get NAME`, `set NAME` (from stdin), `rm NAME`.
 
 Exit codes: 0 done, 3 no Secret Service, 4 it failed (why: the last line of stderr), 5 no such
 secret.
@@ -45,7 +45,7 @@ def _ask(verb: str, name: str) -> int:
         return NO_SERVICE
     if not secretstorage.check_service_availability(bus):
         return NO_SERVICE
-    return DONE if verb == "probe" else _use(bus, verb, name)
+    return _use(bus, verb, name)
 
 
 def _use(bus: Any, verb: str, name: str) -> int:
