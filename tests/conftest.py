@@ -356,21 +356,35 @@ def small_template(shared_images: tuple[Path, Path]) -> Iterator[Path]:
     shutil.rmtree(kept, ignore_errors=True)
 
 
-@pytest.fixture
-def quick_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
-    """A home in which `SMALL` machines of `debian-minimal` first start from a template.
-
-    For tests whose subject is not the boot. They must not write to the template's files.
-    """
-    data, cache = shared_images
+@contextlib.contextmanager
+def home_with(template: Path, images: tuple[Path, Path]) -> Iterator[Home]:
+    """A home that has a template; its machines must not write to the template's files."""
+    data, cache = images
     templates = templates_of(cache)
     shutil.rmtree(templates, ignore_errors=True)
     # Links: the checksum is over the pages that were ever touched, and a copy has other holes.
-    shutil.copytree(small_template, templates, copy_function=os.link)
+    shutil.copytree(template, templates, copy_function=os.link)
     home = Home(short_directory(), data, cache, templates=True)
     yield home
     home.close()
     shutil.rmtree(templates, ignore_errors=True)
+
+
+@pytest.fixture
+def quick_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+    """A home in which `SMALL` machines of `debian-minimal` first start from a template.
+
+    For tests whose subject is not the boot.
+    """
+    with home_with(small_template, shared_images) as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def quick_module_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+    """The same for a whole module; it has no other home with templates meanwhile."""
+    with home_with(small_template, shared_images) as home:
+        yield home
 
 
 @pytest.fixture

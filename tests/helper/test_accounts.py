@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL, Home, short_directory, templates_of
+from tests.conftest import SMALL, Home
 
 from vmgr.api.models import CreateMachine, ImageInfo
 from vmgr.config import Config
@@ -17,23 +16,15 @@ from vmgr.helper.accounts import Accounts, _fitting
 from vmgr.paths import Paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+def home(quick_module_home: Home) -> Home:
     """One home for all of these tests; machines in it start from the template."""
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
+    return quick_module_home
 
 
 @pytest.fixture(scope="module")

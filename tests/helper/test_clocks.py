@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from tests.conftest import SMALL, Home, short_directory, templates_of
+from tests.conftest import SMALL, Home
 
 from vmgr.helper.clocks import Measured, verdict
 from vmgr.helper.hostclock import HostClock, jump_between
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SECOND = 1_000_000_000
 # adjtimex(2), on x86-64: modes, offset, status at 0, 8 and 40, the time at 72; 208 bytes.
@@ -98,15 +93,8 @@ class TestWhatIsDone:
 
 
 @pytest.fixture(scope="module")
-def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
+def home(quick_module_home: Home) -> Home:
+    return quick_module_home
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL, Home, short_directory, templates_of
+from tests.conftest import SMALL, Home
 
 from vmgr.helper.hostfacts import certificates, timezone
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.vm,
@@ -26,21 +20,15 @@ PROXY = "http://me:pw@proxy.example:8080"
 
 
 @pytest.fixture(scope="module")
-def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
+def home(quick_module_home: Home) -> Home:
+    home = quick_module_home
     home.environment = {
         name: value for name, value in home.environment.items() if "proxy" not in name.lower()
     } | {"http_proxy": LOOPBACK, "https_proxy": PROXY}
     identify(home, "Ann")
     for what in ("git", "timezone", "proxies"):
         home.vmgr("config", "set", f"host.{what}", "on")
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
+    return home
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import pty
 import pwd
 import re
 import select
-import shutil
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from tests.conftest import SMALL, Home, short_directory, templates_of, wait_for_end
+from tests.conftest import SMALL, Home, wait_for_end
 
 from vmgr.agent.frames import FrameType, encode_frame
 from vmgr.userenv import capture
@@ -24,26 +23,19 @@ from vmgr.userenv import capture
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.vm
 OFF = b"may run nothing on its host"
 
 
 @pytest.fixture(scope="module")
-def hosts(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+def hosts(quick_module_home: Home) -> Home:
     """A home with a machine `web` that may run everything."""
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
+    home = quick_module_home
     home.vmgr(
         "create", "web", *SMALL, "--image", "debian-minimal", "--host-commands", "all", "--start"
     )
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
+    return home
 
 
 @pytest.fixture

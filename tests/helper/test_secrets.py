@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL, Home, short_directory, templates_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.conftest import SMALL, Home
 
 pytestmark = pytest.mark.vm
 
@@ -22,17 +17,11 @@ RULE = b"would hold the secrets"
 
 
 @pytest.fixture(scope="module")
-def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
+def home(quick_module_home: Home) -> Home:
+    home = quick_module_home
     home.vmgr("secret", "set", "TOKEN", stdin=VALUE.encode() + b"\n")
     home.vmgr("secret", "set", "key", stdin=FILED.encode() + b"\nline two\n")
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
+    return home
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,19 @@ What it adds to `test_service.py`: a person's manager beside the system's, contr
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 import sysconfig
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.inside import PREPARE, PYTHON, SAME_PYTHON, USER, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Home
 
-PYTHON = Path("/usr/bin/python3").resolve()  # the machine is of this host's release
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.slow,
@@ -30,29 +27,14 @@ pytestmark = [
         os.environ.get("VMGR_TEST_IN_A_MACHINE") != "1",
         reason="takes minutes; VMGR_TEST_IN_A_MACHINE=1 asks for it",
     ),
-    pytest.mark.skipif(
-        PYTHON.name != f"python{sys.version_info[0]}.{sys.version_info[1]}",
-        reason="the modules that the tests need are for another Python than this host's own",
-    ),
+    SAME_PYTHON,
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-_STDLIB_NOT_NEEDED = {"test", "idlelib", "tkinter", "dist-packages", "ensurepip"}
 # Of the packages those that only tests and checks need, by how their names begin.
 _NOT_NEEDED = ("mypy", "ruff", "pip", "hypothesis", "pydantic", "setuptools", "ast_serialize")
 # Of the interpreter's own modules.
 _LIBRARIES = ("libffi.so.8", "libsqlite3.so.0", "libssl.so.3", "libcrypto.so.3", "libexpat.so.1")
-USER = 1000
-# What user@.service is, without PAM, which this image has no rules of for it.
-PREPARE = f"""
-until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait
-useradd --uid {USER} --create-home person
-mkdir -m 0700 -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}
-systemd-run --quiet --unit=manager --uid={USER} --slice=user-{USER}.slice --service-type=notify \\
-  --property=Delegate=yes --property=KillMode=mixed --property=TimeoutStopSec=120 \\
-  -E XDG_RUNTIME_DIR=/run/user/{USER} -E HOME=/home/person \\
-  /lib/systemd/systemd --user
-"""
 AS_PERSON = (
     "systemd-run", "--quiet", "--wait", "--pipe", f"--uid={USER}", f"--slice=user-{USER}.slice",
     "--property=Delegate=no", "-E", f"XDG_RUNTIME_DIR=/run/user/{USER}", "-E", "HOME=/home/person",
@@ -155,8 +137,6 @@ systemctl stop manager
 
 def archive() -> Iterator[tuple[str, Path]]:
     """What the machine gets: path there, path here."""
-    yield str(PYTHON)[1:], PYTHON
-    yield f"usr/lib/{PYTHON.name}", Path("/usr/lib") / PYTHON.name
     yield "usr/lib/python3/dist-packages/vmgr", ROOT / "src/vmgr"
     for name in _LIBRARIES:
         for found in Path("/usr/lib").glob(f"*-linux-gnu/{name}"):
@@ -169,27 +149,21 @@ def archive() -> Iterator[tuple[str, Path]]:
             yield f"usr/lib/python3/dist-packages/{package.name}", package
 
 
-def packed() -> bytes:
-    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        member.uid = member.gid = 0
-        parts = Path(member.name).parts
-        below = parts[:3] == ("usr", "lib", PYTHON.name)
-        return None if below and _STDLIB_NOT_NEEDED & set(parts) else member
-
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as file:
-        for there, here in archive():
-            file.add(here, there, filter=wanted)
-        script = tarfile.TarInfo("opt/stand_in.py")
-        script.size = len(STAND_IN)
-        file.addfile(script, io.BytesIO(STAND_IN.encode()))
-    return content.getvalue()
-
-
 def test_vmgr_in_a_machine(home: Home) -> None:
     home.vmgr("create", "m", "--image", "debian", "--memory", "1G", "--cpus", "2")
     home.vmgr("start", "m")
-    home.vmgr("exec", "-i", "m", "--", "tar", "-x", "-C", "/", stdin=packed(), deadline=600)
+    home.vmgr(
+        "exec",
+        "-i",
+        "m",
+        "--",
+        "tar",
+        "-x",
+        "-C",
+        "/",
+        stdin=packed(archive(), stand_in=STAND_IN),
+        deadline=600,
+    )
     home.vmgr("exec", "m", "--", "ln", "-sf", str(PYTHON), "/usr/bin/python3")
     home.vmgr("exec", "m", "--", "sh", "-c", PREPARE)
     for script in (REAL, GROUPS, LAST_WORDS):

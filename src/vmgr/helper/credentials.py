@@ -28,7 +28,7 @@ from vmgr.helper.hostfacts import (
     proxies,
     timezone,
 )
-from vmgr.helper.resolving import watched
+from vmgr.helper.watching import settled, watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,7 @@ class Credentials:
     async def run(self) -> None:
         """Follow this computer's files until cancelled."""
         in_files = self._helper.executors.in_files
+        changed = False
         while True:
             try:
                 watch = Inotify()
@@ -88,9 +89,11 @@ class Credentials:
                 for directory in directories:
                     with contextlib.suppress(OSError):  # one that is not there
                         watch.add_watch(directory, _MASK)
+                if changed:  # read while it is watched: what changes meanwhile is seen next
+                    self._known = None
+                    self.renew()
                 await _changed(watch, names)
-            self._known = None
-            self.renew()
+                changed = True
 
     def renew(self) -> None:
         """Something has changed: tell the machines that run."""
@@ -235,8 +238,4 @@ async def _changed(watch: Inotify, names: set[str]) -> None:
         event = await watch.get()
         if str(event.name) in names or (event.watch and event.watch.path in TRUSTED):
             break
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
-            while True:
-                async with asyncio.timeout(_SETTLED):
-                    await watch.get()
+    await settled(watch, _SETTLED, _PATIENCE)

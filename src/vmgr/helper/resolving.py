@@ -6,7 +6,6 @@ short names are searched stand in the machines' own files, so machines that run 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Final
 from asyncinotify import Inotify, Mask
 
 from vmgr.errors import VmgrError
+from vmgr.helper.watching import settled, watched
 
 if TYPE_CHECKING:
     from vmgr.helper.helper import Helper
 
-__all__ = ["RESOLV_CONF", "Resolution", "follow_resolver", "read_resolution", "watched"]
+__all__ = ["RESOLV_CONF", "Resolution", "follow_resolver", "read_resolution"]
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
-_LINKS: Final = 16  # from one file to the next
 _SETTLED: Final = 0.1  # seconds without a change after which a file is read
 _PATIENCE: Final = 2.0  # seconds after which it is read however often it changes
 _MASK: Final = (
@@ -76,25 +75,7 @@ async def _changed(watch: Inotify, names: set[str]) -> None:
     """Wait for a change of one of the files, and until they have settled."""
     while str((await watch.get()).name) not in names:
         pass
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
-            while True:
-                async with asyncio.timeout(_SETTLED):
-                    await watch.get()
-
-
-def watched(path: Path) -> list[Path]:
-    """The file, and each that it leads to by symbolic links."""
-    places = [path]
-    for _ in range(_LINKS):
-        try:
-            target = places[-1].readlink()
-        except OSError:
-            break
-        # The directory is resolved: a link is relative to where it really is.
-        where = Path(os.path.realpath(places[-1].parent))
-        places.append(Path(os.path.normpath(where / target)))
-    return places
+    await settled(watch, _SETTLED, _PATIENCE)
 
 
 def read_resolution(path: Path) -> Resolution:

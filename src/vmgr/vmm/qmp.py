@@ -63,6 +63,8 @@ class Qmp:
         self._name = name
         self._client = _Client(name, on_event)
         self._watcher: asyncio.Task[None] | None = None
+        self._lent: set[int] = set()
+        """Sets of files that a VMM may still have, though they were taken back."""
         self.closed = asyncio.Event()
 
     @classmethod
@@ -162,11 +164,25 @@ class Qmp:
         number = added.get("fdset-id") if isinstance(added, dict) else None
         if not isinstance(number, int):
             raise MachineError(f"the VMM of machine {self._name} does not take a file")
+        self._lent.add(number)
         try:
             yield f"/dev/fdset/{number}"
         finally:
-            with contextlib.suppress(MachineError):  # it may be gone, and the file with it
-                await self.execute("remove-fd", {"fdset-id": number})
+            await self._take_back(number)
+
+    async def take_back(self) -> None:
+        """Have the VMM close what it was lent while its machine stood still; now that it runs.
+
+        QEMU before 9.1 closes removed files only while the machine runs (monitor/fds.c), and
+        looks again when it is told again.
+        """
+        for number in list(self._lent):
+            await self._take_back(number)
+            self._lent.discard(number)
+
+    async def _take_back(self, number: int) -> None:
+        with contextlib.suppress(MachineError):  # it may be gone, and the file with it
+            await self.execute("remove-fd", {"fdset-id": number})
 
     async def close(self) -> None:
         """Disconnect; the VMM goes on."""

@@ -287,6 +287,8 @@ class Vmm:
             MachineError: the VMM does not take the command.
         """
         await self._execute("cont")
+        if self._qmp is not None:
+            await self._qmp.take_back()
 
     async def disk_traffic(self, deadline: float) -> DiskTraffic | None:
         """What its machine has read and written so far; None where the VMM does not tell.
