@@ -120,29 +120,45 @@ def test_several_are_each_tried_and_one_failure_is_a_failure(vmgr: Command) -> N
     assert (done.returncode, done.stdout, done.stderr) == (1, "a\na\n", "vmgr: b is busy.\n")
 
 
-def test_a_bug_is_one_line_and_a_saved_trace(vmgr: Command) -> None:
+def test_a_bug_is_one_line_and_a_saved_trace(vmgr: Command, tmp_path: Path) -> None:
     vmgr.paths.ensure()
     for day in range(1, 13):
         (vmgr.paths.state / f"cli-202001{day:02}T000000-1.txt").touch()
-    # A stdout that cannot say what must be said: nobody expected that.
-    environment = {**vmgr.environment, "PYTHONIOENCODING": "ascii:strict"}
-
-    def unicode_name(connection: Connection) -> None:
-        entry = m.ConfigEntry(key="k", value="\u2713", default=1, is_set=True, description="")
-        connection.answer([entry])
-
-    with Peer(vmgr.paths.helper_socket, unicode_name):
-        done = vmgr("config", "ls", env=environment)
+    # What looks for a verb's likes fails: nobody expected that.
+    (tmp_path / "difflib.py").write_text("1 / 0\n")
+    done = vmgr("lss", env={**vmgr.environment, "PYTHONPATH": str(tmp_path)})
     *others, trace = sorted(vmgr.paths.state.glob("cli-*.txt"))
     assert [path.name for path in others] == [
         f"cli-202001{day:02}T000000-1.txt" for day in range(4, 13)
     ], "the newest are kept"
     assert done.returncode == 70
     assert done.stderr == (
-        f"vmgr: vmgr has a bug: UnicodeEncodeError.\nTry: report it with {trace}.\n"
+        f"vmgr: vmgr has a bug: ZeroDivisionError.\nTry: report it with {trace}.\n"
     )
-    assert "UnicodeEncodeError" in trace.read_text()
+    assert "ZeroDivisionError" in trace.read_text()
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_terminal_cannot_show_is_a_question_mark(vmgr: Command) -> None:
+    def unicode_name(connection: Connection) -> None:
+        entry = m.ConfigEntry(key="k", value="\u2713", default=1, is_set=True, description="")
+        connection.answer([entry])
+
+    with Peer(vmgr.paths.helper_socket, unicode_name):
+        done = vmgr("config", "ls", env={**vmgr.environment, "PYTHONIOENCODING": "ascii:strict"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info", "\udcff"], ["exec", "-w", "/\udcff", "web", "--", "ls"], ["cp", "web:/\udcff", "x"]],
+)
+def test_arguments_are_utf8(vmgr: Command, arguments: list[str]) -> None:
+    with Peer(vmgr.paths.helper_socket):
+        done = vmgr(*arguments)
+    assert done.returncode == 2
+    assert "is not UTF-8" in done.stderr
 
 
 def test_a_missing_module_is_a_broken_installation_and_no_bug(

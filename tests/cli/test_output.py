@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from vmgr.cli.output import age, bytes_text, fields, printable, table
+from vmgr.cli.output import age, bytes_text, fields, print_json, printable, table
+from vmgr.cli.verbs.logs import Harmless
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,18 @@ def test_fields_leave_out_what_is_not_known(capsys: pytest.CaptureFixture[str]) 
 
 def test_control_characters_are_shown_as_such() -> None:
     assert printable("a\x1b[31m\nb\u202ec") == "a\ufffd[31m\ufffdb\ufffdc"
+
+
+def test_json_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    label = "\x9b31m \x1b[0m \x7f ä"
+    print_json({"label": label})
+    printed = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    assert json.loads(printed) == {"label": label}
+
+
+def test_a_log_does_not_steer_a_terminal() -> None:
+    harmless = Harmless()
+    # The two bytes of U+009B (CSI) in two pieces, an escape, and what is no UTF-8.
+    said = b"".join(map(harmless.clean, (b"\xc3\xa4\t\xc2", b"\x9b31m\x1b[0m\xff\n")))
+    assert said.decode() == "ä\t31m[0m\N{REPLACEMENT CHARACTER}\n"

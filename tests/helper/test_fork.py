@@ -75,6 +75,8 @@ def test_a_child_goes_on_and_is_another_machine(parent: Home) -> None:
         infos = [home.json("info", name) for name in ("web", "child", "web-1")]
         assert len({info["network"]["address"] for info in infos}) == 3
         assert [info["started_from"] for info in infos] == ["boot", "fork", "fork"]
+        # What its VMM was lent for the capture it has no more.
+        assert home.json("doctor", "--audit")["problems"] == []
         # Nobody takes one for the other by its SSH host keys.
         keys = "ls /etc/ssh/ssh_host_ed25519_key 2>/dev/null || echo none"
         assert shell(home, "web", keys) == ["/etc/ssh/ssh_host_ed25519_key"]

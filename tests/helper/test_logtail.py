@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ async def test_the_rotated_file_comes_first_and_tail_counts_lines(tmp_path: Path
     (tmp_path / "console.log").write_bytes(b"c\nd")
     assert await collect(tmp_path / "console.log") == b"a\nb\nc\nd"
     assert await collect(tmp_path / "console.log", lines=2) == b"c\nd"
-    assert await collect(tmp_path / "console.log", containing="b") == b"b\n"
+    assert await collect(tmp_path / "console.log", containing=re.compile(b"b")) == b"b\n"
+    # Of those that are wanted the last ones, however many others come after them.
+    assert await collect(tmp_path / "console.log", lines=1, containing=re.compile(b"a")) == b"a\n"
 
 
 async def test_following_crosses_a_rotation_and_ends_with_the_directory(tmp_path: Path) -> None:

@@ -238,3 +238,26 @@ def test_a_machines_seconds_are_this_computers(module_home: Home) -> None:
     home.vmgr("rm", "-f", "clock")
     # What the guest counts between its two looks lies between ours, which are further apart.
     assert 3.0 <= float(lines[2]) - float(lines[0]) <= took * 1.02
+
+
+def test_other_commands_in_the_machine_of_a_run_end_alone(quick_home: Home) -> None:
+    """Also those whose client comes back to them, as after the helper's death."""
+    home = quick_home
+    run = home.start(
+        "run", *SMALL, "--name", "x", "debian-minimal", "--", "sh", "-c", "echo up; cat"
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"up\n"
+    other = home.start("exec", "x", "--", "sh", "-c", "echo other; read line; exit 4")
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"other\n"
+    job = home.vmgr("exec", "-d", "x", "--", "sh", "-c", "exit 3").stdout.decode().split()[-1]
+    assert home.vmgr("attach", "x", job, check=False).returncode == 3
+    assert home.json("info", "x")["status"] == "running"
+    home.kill_helper()
+    other.communicate(b"now\n", timeout=60)
+    assert other.returncode == 4
+    assert home.json("info", "x")["status"] == "running"
+    out, errors = run.communicate(b"end\n", timeout=60)
+    assert (run.returncode, out) == (0, b"end\n"), errors
+    assert home.json("ls") == []

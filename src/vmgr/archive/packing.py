@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -45,7 +46,12 @@ async def digests(paths: list[Path], progress: Callable[[float], None]) -> list[
     """
     lines = await _porter(["digest", *(os.fspath(p) for p in paths)], progress, None)
     if lines[-1:] != ["done"]:
-        number = int(lines[-1].split()[1]) if lines and lines[-1].startswith("failed ") else 0
+        if not lines or not lines[-1].startswith("failed "):
+            raise VmgrError(
+                "could not read the snapshot: the program that does has ended",
+                next_step="try again, when less runs on this computer",
+            )
+        number = int(lines[-1].split()[1])
         raise failed(OSError(number, os.strerror(number)), "read the snapshot", paths[0].parent)
     return [msgspec.json.decode(line, type=Measured) for line in lines[:-1]]
 
@@ -173,7 +179,7 @@ async def _porter(
 @contextlib.asynccontextmanager
 async def _plain(file: int) -> AsyncIterator[int]:
     """An fd from which what is in `file` comes uncompressed."""
-    if os.pread(file, len(_ZSTD), 0) != _ZSTD:
+    if await asyncio.to_thread(os.pread, file, len(_ZSTD), 0) != _ZSTD:
         yield file
         return
     require("zstd")

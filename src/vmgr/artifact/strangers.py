@@ -40,6 +40,8 @@ def open_regular(path: Path) -> int:
         NotFoundError: there is none.
         UsageError: it is no regular file, or cannot be opened.
     """
+    if "\0" in os.fspath(path):
+        raise UsageError("a file's name has no NUL byte in it")
     try:
         # Non-blocking, so that a FIFO does not keep us; it says nothing about regular files.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

@@ -53,11 +53,18 @@ def guarded(  # noqa: PLR0911 (one for each kind of end)
         problem(VmgrError(f"{where}{error.strerror or error}"))
         return own_failure
     except Exception as error:  # noqa: BLE001 (the last resort: no traceback on the screen)
+        if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+            # Python's way of keeping what it was given as bytes.
+            refused = UsageError(
+                "an argument is not UTF-8", next_step="name it otherwise, or rename the file"
+            )
+            problem(refused)
+            return refused.exit_code
         if isinstance(error, ModuleNotFoundError):
             problem(broken_installation(error.name))
             return own_failure
         problem(VmgrError(f"vmgr has a bug: {type(error).__name__}", next_step=_saved(error)))
-        return CRASHED
+        return CRASHED if own_failure == 1 else own_failure
     return code
 
 

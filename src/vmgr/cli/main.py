@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -126,5 +127,9 @@ def _open_standard_fds() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     # Python has None for those; everything here relies on a stream.
+    sys.stdin = sys.stdin or os.fdopen(0)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where a language has no such character
+            stream.reconfigure(errors="replace")

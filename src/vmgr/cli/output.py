@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_ESCAPED: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 _COLOURS: Final = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
 _AGES: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
@@ -50,7 +51,9 @@ def print_json(value: Any) -> None:
     """A model, or a list of models, as JSON on stdout."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    # Outside of strings there are none, and in them they are the same so; terminals obey some.
+    print(text.translate(_ESCAPED))
 
 
 def printable(text: str) -> str:

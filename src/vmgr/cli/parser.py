@@ -104,7 +104,7 @@ def size(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if match is None:
         raise argparse.ArgumentTypeError(f'"{text}" is not a size like 512M or 2G')
     return int(float(match[1]) * 1024 ** _UNITS[match[2]])

@@ -442,8 +442,8 @@ class AsyncClient:
             told = False
             try:
                 while not stream.closed:
-                    await loop.sock_sendall(connection, stream.take_outgoing())
                     try:
+                        await loop.sock_sendall(connection, stream.take_outgoing())
                         messages = stream.receive(await loop.sock_recv(connection, _READ_SIZE))
                     except ConnectionError:
                         messages = stream.receive(b"")
@@ -454,6 +454,8 @@ class AsyncClient:
                             stream.send(msgspec.json.encode(first).decode())
                     for message in messages:
                         yield message
+                if stream.broke:
+                    raise interrupted()
             finally:
                 stream.close()
                 with contextlib.suppress(OSError):  # it closed first, or takes no more now

@@ -427,8 +427,8 @@ class Client:
             told = False
             try:
                 while not stream.closed:
-                    connection.sendall(stream.take_outgoing())
                     try:
+                        connection.sendall(stream.take_outgoing())
                         messages = stream.receive(connection.recv(_READ_SIZE))
                     except ConnectionError:
                         messages = stream.receive(b"")
@@ -438,6 +438,8 @@ class Client:
                         if first is not None:
                             stream.send(msgspec.json.encode(first).decode())
                     yield from messages
+                if stream.broke:
+                    raise interrupted()
             finally:
                 stream.close()
                 with contextlib.suppress(OSError):  # it closed first

@@ -43,6 +43,7 @@ class Stream:
     Attributes:
         opened: the helper accepted the upgrade; from then on messages can be sent.
         closed: nothing more will arrive.
+        broke: that was without the helper's saying so.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Stream:
         self.notes = Notes()
         self.opened = False
         self.closed = False
+        self.broke = False
         self._socket = WSConnection(ConnectionType.CLIENT)
         self._message: list[str | bytes | bytearray] = []
         self._message_size = 0
@@ -152,4 +154,6 @@ class Stream:
         elif self._socket.state is not ConnectionState.CLOSED:
             # wsproto's own conclusion from bytes that are no frame.
             raise RemoteProtocolError(event.reason or "")
+        else:
+            self.broke = True
         self.closed = True

@@ -43,6 +43,10 @@ class EphemeralRun:
         if ready is None:
             return  # the client has gone, and what was made is undone
         machine, job = ready
+        # Nobody waits for it: only who comes back after this helper's end asks for it.
+        self._helper.tasks.start(
+            machine.save(run_job=job.id), name=f"the command of {machine.name}"
+        )
         started = streams.Started(machine=machine.name, job=job.id)
         await self.attached(machine, relay, job, started)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncinotify import Inotify, Mask
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -26,7 +27,7 @@ async def tail_file(
     lines: int | None,
     follow: bool,
     in_thread: Callable[..., Any],
-    containing: str | None = None,
+    containing: re.Pattern[bytes] | None = None,
 ) -> AsyncIterator[bytes]:
     """Yield the log's content.
 
@@ -34,18 +35,17 @@ async def tail_file(
         lines: only so many of the last lines; None: all there are, of the rotated file too.
         follow: go on with what is added, also across a rotation, until the generator is closed.
         in_thread: runs a blocking call elsewhere.
-        containing: only lines with this text.
+        containing: only lines in which this is found.
     """
-    wanted = containing.encode() if containing is not None else None
     with Inotify() as watch:
         # The directory rather than the file: a rotation puts another file in its place.
         watch.add_watch(path.parent, Mask.MODIFY | Mask.CREATE | Mask.MOVED_TO | Mask.DELETE)
-        file, content = await in_thread(_open_and_read, path, lines)
+        file, content = await in_thread(_open_and_read, path, lines, containing)
         try:
             partial = b""
             while True:
                 whole, partial = _whole_lines(partial + content, final=not follow)
-                if chosen := _choose(whole, wanted):
+                if chosen := _choose(whole, containing):
                     yield chosen
                 if not follow:
                     return
@@ -69,13 +69,15 @@ def _whole_lines(data: bytes, *, final: bool) -> tuple[bytes, bytes]:
     return (data, b"") if len(data) - end > CHUNK else (data[:end], data[end:])
 
 
-def _choose(data: bytes, wanted: bytes | None) -> bytes:
+def _choose(data: bytes, wanted: re.Pattern[bytes] | None) -> bytes:
     if wanted is None:
         return data
-    return b"".join(line for line in data.splitlines(keepends=True) if wanted in line)
+    return b"".join(line for line in data.splitlines(keepends=True) if wanted.search(line))
 
 
-def _open_and_read(path: Path, lines: int | None) -> tuple[Any, bytes]:
+def _open_and_read(
+    path: Path, lines: int | None, wanted: re.Pattern[bytes] | None
+) -> tuple[Any, bytes]:
     content = b""
     with contextlib.suppress(OSError):
         content = path.with_name(f"{path.name}.1").read_bytes()
@@ -84,7 +86,8 @@ def _open_and_read(path: Path, lines: int | None) -> tuple[Any, bytes]:
         file = path.open("rb")
         content += file.read()
     if lines is not None:
-        content = b"".join(content.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
+        chosen = _choose(content, wanted).splitlines(keepends=True)
+        content = b"".join(chosen[-lines:]) if lines > 0 else b""
     return file, content
 
 

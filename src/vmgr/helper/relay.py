@@ -188,7 +188,7 @@ class JobRelay:
             except AgentError:
                 # The channel's end reaches the client as Failed, after the output before it.
                 await asyncio.get_running_loop().create_future()
-            except (VmgrError, msgspec.MsgspecError) as error:
+            except (VmgrError, msgspec.MsgspecError, RecursionError) as error:
                 problem = error if isinstance(error, VmgrError) else UsageError(
                     f"the client broke the stream's protocol: {error}"
                 )  # fmt: skip

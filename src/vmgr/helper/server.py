@@ -183,7 +183,10 @@ def _query_value(parameter: Parameter, text: str | None) -> Any:
 
 def _plain_handler(operation: Operation, method: Any) -> Any:
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.RequestPayloadError as error:
+            raise UsageError(f"the request's body is not acceptable: {error}") from None
         return _answer(await method(_decode_call(operation, request, body)))
 
     return handle

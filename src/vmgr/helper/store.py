@@ -79,6 +79,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     network_problem: str | None = None
     ports: list[PortForward] = []
     auto_ports: bool | None = None
+    run_job: int | None = None
+    """Of a `run`'s machine: the command with which it ends; None: not written down yet."""
     host_commands: HostCommands = HostCommands()
     """What it may run on this computer."""
     created_at: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -76,7 +77,8 @@ class Streaming:
                 stdout_from=job.stdout_from,
                 stderr_from=job.stderr_from,
             )
-            if machine.row.ephemeral:
+            # Other commands in it end alone: `exec` and ssh sessions that come back, say.
+            if machine.row.ephemeral and machine.row.run_job in {None, job.id}:
                 await EphemeralRun(self._helper, socket).attached(machine, relay, job, started)
             else:
                 with machine.used():
@@ -150,7 +152,8 @@ class Streaming:
                 case "vmm":
                     path, marker = machine.paths.vmm_log, None
                 case "helper":
-                    path, marker = self._helper.paths.helper_log, f"machine {machine.name}"
+                    path = self._helper.paths.helper_log
+                    marker = re.compile(rb"\bmachine %b(?![\w.-])" % machine.name.encode())
                 case _:
                     raise UsageError(
                         f"there is no log {source!r}", next_step="take console, vmm or helper"
@@ -266,7 +269,7 @@ async def _first(socket: web.WebSocketResponse, kind: type[T]) -> T:
         if issubclass(kind, m.Model):
             return msgspec.json.decode(text, type=kind)
         message = streams.decode_from_client(text)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"the stream's first message is not acceptable: {error}") from None
     if not isinstance(message, kind):
         raise UsageError(f"the stream's first message is {kind.__name__}")

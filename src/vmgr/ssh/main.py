@@ -24,6 +24,7 @@ import msgspec
 from vmgr._version import __version__
 from vmgr.api.models import SshServer
 from vmgr.client.aio import AsyncClient
+from vmgr.errors import VmgrError
 from vmgr.paths import Paths
 from vmgr.spawner.process import start_time_of
 
@@ -44,19 +45,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0: the one it had, or any")
     options = parser.parse_args()
     paths = Paths.from_environment()
-    lock = os.open(paths.ssh_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    # One that was told to make room gives it up at once; whoever started us has a deadline.
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    listener = _log_to(paths)
-    try:
-        asyncio.run(_serve(paths, options.port, options.ready_fd, lock))
-    except OSError as error:
-        log.error("cannot start: %s", error)  # noqa: TRY400 (the sentence says it all)
-        with contextlib.suppress(OSError):
-            os.write(options.ready_fd, f"error: {error.strerror or error}\n".encode())
-        sys.exit(1)
-    finally:
-        listener.stop()
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = os.open(paths.ssh_lock, flags, 0o600)
+            # One that was told to make room gives it up at once; whoever started us has a deadline.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.callback(_log_to(paths).stop)
+            asyncio.run(_serve(paths, options.port, options.ready_fd, lock))
+        except (OSError, VmgrError) as error:
+            why = error.message if isinstance(error, VmgrError) else error.strerror or str(error)
+            log.error("cannot start: %s", error)  # noqa: TRY400 (the sentence says it all)
+            with contextlib.suppress(OSError):
+                os.write(options.ready_fd, f"error: {why}\n".encode())
+            sys.exit(1)
 
 
 def _log_to(paths: Paths) -> logging.handlers.QueueListener:

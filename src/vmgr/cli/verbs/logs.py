@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def print_log(chunks: Iterator[bytes]) -> int:
     """Write a log to stdout as it comes; Ctrl-C ends it, as one expects of `-f`."""
     out = sys.stdout.buffer
     # A console can say anything; a terminal must not obey it.
-    clean = _harmless if sys.stdout.isatty() else bytes
+    clean = Harmless().clean if sys.stdout.isatty() else bytes
     said = False
     try:
         for chunk in chunks:
@@ -74,6 +75,13 @@ def print_log(chunks: Iterator[bytes]) -> int:
     return 0
 
 
-def _harmless(data: bytes) -> bytes:
-    """`data` without control characters but line breaks and tabs."""
-    return data.translate(None, bytes({*range(32), 127} - {9, 10}))
+class Harmless:
+    """Takes out of a stream of UTF-8 what could steer a terminal: C0, and C1, which it encodes."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def clean(self, data: bytes) -> bytes:
+        """`data` without control characters but line breaks and tabs."""
+        text = self._decoder.decode(data)
+        return "".join(c for c in text if c in "\n\t" or c.isprintable()).encode()
