@@ -18,7 +18,9 @@ def test_sizes(text: str, count: int) -> None:
     assert size(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1G", "1e9", "1 000", "2X", "0x10", "nan", "1..5G"])
+@pytest.mark.parametrize(
+    "text", ["", "G", "-1G", "1e9", "1 000", "2X", "0x10", "nan", "1..5G", "9" * 400]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         size(text)
