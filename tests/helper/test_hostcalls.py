@@ -333,3 +333,17 @@ def test_another_helper_takes_calls_again(web: Home) -> None:
     assert host(web, "echo", "again").stdout == b"again\n"
     client.communicate(timeout=60)
     assert client.returncode == 125
+
+
+def test_the_persons_account_may_call(hosts: Home) -> None:
+    options = ("--user", "dev", "--host-commands", "all")
+    hosts.vmgr("create", "named", *SMALL, "--image", "debian-minimal", *options, "--start")
+    try:
+        done = hosts.vmgr("exec", "named", "--", "sh", "-c", "id -un; host printenv VMGR_MACHINE")
+        assert done.stdout == b"dev\nnamed\n"
+        others = hosts.vmgr("exec", "-u", "nobody", "named", "--", "host", "true", check=False)
+        assert others.returncode != 0
+        hosts.kill_helper()
+        assert hosts.vmgr("exec", "named", "--", "host", "true").returncode == 0
+    finally:
+        hosts.vmgr("rm", "-f", "named")

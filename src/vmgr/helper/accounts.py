@@ -104,8 +104,7 @@ class Accounts:
             await asyncio.wait({making})
         elif machine.row.user.state is None:  # started by a helper that died over it
             await self._make(machine)
-        user = machine.row.user
-        return user.run_as or machine.row.default_user, user.lang
+        return machine.runs_as, machine.row.user.lang
 
     async def _make(self, machine: Machine) -> None:
         user = machine.row.user
@@ -131,6 +130,9 @@ class Accounts:
         else:
             notice = _notice(machine.name, user, found, problem)
         await machine.save(user=after)
+        if after.run_as != user.run_as:
+            # They are who may call this computer.
+            await self._helper.host_calls.tell(machine, channel, machine.greeting.features)
         if problem:
             log.warning("machine %s: account %s: %s", machine.name, user.name, problem)
         if notice is not None:

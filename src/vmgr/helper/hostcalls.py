@@ -111,7 +111,7 @@ class HostCalls:
                     f"vmgr start --cold {machine.name}",
                 )
             if "calls" in features:
-                await channel.take_calls(machine.row.default_user if wanted else None)
+                await channel.take_calls(machine.runs_as if wanted else None)
         except VmgrError as error:
             if strict:
                 raise

@@ -194,6 +194,12 @@ class Machine:
         )
 
     @property
+    def runs_as(self) -> str:
+        """The user of commands that name none, as far as is known yet."""
+        user = self.row.user
+        return (user and user.run_as) or self.row.default_user
+
+    @property
     def is_saved(self) -> bool:
         """It is suspended, or its VMM is ended for that and nothing can come between."""
         return self.saved_whole or self.status == "suspended"
@@ -295,7 +301,7 @@ class Machine:
             boot_id=row.boot_id if running else None,
             started_from=cast("Any", row.started_from),
             init=row.booted_init if running else row.init,
-            user=(row.user and row.user.run_as) or row.default_user,
+            user=self.runs_as,
             vmm=vmm,
             network=self._network(),
             clock=self.clock if running else None,
