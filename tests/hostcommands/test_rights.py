@@ -39,7 +39,7 @@ def test_a_list_is_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/bin/sh", "a/b", ":other", "", " x", "a\nb", "\x1b[0m", "x" * 256]
+    "name", ["/bin/sh", "ls -l", "a/b", ":other", "", " x", "a\nb", "\x1b[0m", "x" * 256]
 )
 def test_what_cannot_be_a_commands_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):

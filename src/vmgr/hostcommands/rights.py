@@ -18,7 +18,7 @@ __all__ = ["LONGEST_QUESTION", "Verdict", "changed_list", "name_of", "shown", "v
 Verdict = Literal["yes", "no", "ask"]
 VERBS: Final = (":open", ":notify", ":copy", ":paste")
 _MOST: Final = 256
-_NAME: Final = re.compile(r"[^\s/:\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,254}")
+_NAME: Final = re.compile(r"[^\s/:\x00-\x1f\x7f][^\s/\x00-\x1f\x7f]{0,254}")
 _LONGEST: Final = 300
 LONGEST_QUESTION: Final = 1_000
 """What is longer is not asked: a person could not see what they allow."""
@@ -64,7 +64,7 @@ def changed_list(before: Iterable[str], add: Iterable[str], remove: Iterable[str
         if name not in VERBS and _NAME.fullmatch(name) is None:
             raise UsageError(
                 f"{shown([name.encode(errors='surrogateescape')])} is no command's name",
-                next_step=f"name it as on your PATH, without directories; or one of: "
+                next_step=f"name it as on your PATH, without directories and arguments; or one of: "
                 f"{', '.join(VERBS)}",
             )
         after.add(name)
