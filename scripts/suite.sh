@@ -82,10 +82,11 @@ make_ordinary_user() {
   copy=$home/vmgr
   mkdir -p "$copy/agent/target/release" "$copy/.dev"
   tar --create --exclude=./.venv --exclude=./.dev --exclude=./.git --exclude=./agent/target \
-    --exclude=./agent/fuzz/target --exclude=__pycache__ --exclude='./.*_cache' . |
+    --exclude=./agent/fuzz/target --exclude=__pycache__ --exclude='./.*_cache' \
+    --directory="$root" . |
     tar --extract --directory="$copy" --no-same-owner
   # The agent that root built: an ordinary user of this machine need not have a Rust toolchain.
-  cp agent/target/release/vmgr-agent "$copy/agent/target/release/"
+  cp "$root/agent/target/release/vmgr-agent" "$copy/agent/target/release/"
   cp "$state/agent" "$copy/.dev/"
   chown -R "$test_user:" "$home"
   chmod 666 "$VMGR_TEST_FAILURES"
@@ -118,13 +119,13 @@ run_as_ordinary_user() {
   fi
 }
 
-# Removes the user, its processes and its files; only one that this script made.
+# Removes the user, its processes and its files; only one that this script made. It may be there
+# still from a run that was killed.
 remove_test_user() {
   local entry uid
   entry=$(getent passwd "$test_user") || return 0
   [[ $entry == *":$test_user_mark:"* ]] || die "there is a user $test_user that is not ours"
   uid=$(cut -d: -f3 <<<"$entry")
-  cd /
   pkill -KILL --uid "$uid" || true
   userdel --remove --force "$test_user" 2>/dev/null
   rm -rf -- "/tmp/vmgr-$uid" "$ordinary_files"
