@@ -56,9 +56,13 @@ def names_of(kind: str) -> list[str]:
             return [snapshot.name for snapshot in client.snapshot_list()]
         if kind == "templates":
             return [template.key[:12] for template in client.template_list()]
-        return [entry.key for entry in client.config_list()]
+        if kind == "volumes":
+            names = [volume.name for volume in client.volume_list()]
+        else:
+            names = [entry.key for entry in client.config_list()]
     except (VmgrError, OSError):
         return []
+    return names
 
 
 def _give_completers(parser: argparse.ArgumentParser) -> None:

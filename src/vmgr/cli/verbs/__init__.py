@@ -52,6 +52,7 @@ VERBS: Final[dict[str, Verb]] = {
     "port": Verb(GROUPS[0], "forward ports of this computer to machines"),
     "ip": Verb(GROUPS[0], "show a machine's address on this computer"),
     "open": Verb(GROUPS[0], "open a machine's web page in the browser"),
+    "volume": Verb(GROUPS[0], "make, list, grow, attach and detach disks for data that stays"),
     "logs": Verb(GROUPS[0], "show a machine's console and what the helper says about it"),
     "exec": Verb(GROUPS[1], "run a command in a running machine", 125),
     "shell": Verb(GROUPS[1], "open a login shell in a running machine", 125),
