@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conftest import SMALL, Home, kill_and_wait, short_directory, templates_of
+from tests.conftest import SMALL, kill_and_wait
 from tests.helper.locks import is_locked
 from tests.helper.test_fork import shell
 
@@ -15,18 +15,17 @@ from vmgr.volume import open_volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from tests.conftest import Home
 
 pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
+def home(quick_module_home: Home) -> Iterator[Home]:
     """A home in which machines start from a template; `web` runs and writes to volume `data`."""
-    data, cache = shared_images
-    shutil.rmtree(templates_of(cache), ignore_errors=True)
-    shutil.copytree(small_template, templates_of(cache), copy_function=os.link)
-    made = Home(short_directory(), data, cache, templates=True)
+    made = quick_module_home
+    volumes = made.data / "vmgr/volumes"
     try:
         assert made.vmgr("volume", "create", "data", "--size", "100M").stdout == b"data\n"
         made.vmgr(
@@ -38,11 +37,9 @@ def home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Hom
             made.vmgr("rm", "-f", machine)
         names = made.vmgr("volume", "ls", "-q").stdout.decode().split()
         made.vmgr("volume", "rm", *names)
-        assert list((data / "vmgr/volumes").iterdir()) == []
+        assert list(volumes.iterdir()) == []
     finally:
-        made.close()
-        shutil.rmtree(data / "vmgr/volumes", ignore_errors=True)
-        shutil.rmtree(templates_of(cache), ignore_errors=True)
+        shutil.rmtree(volumes, ignore_errors=True)
 
 
 @pytest.fixture
