@@ -27,7 +27,8 @@ pub(super) fn run(path: &Path, report: &mut Report) {
             (found.iter())
                 .try_for_each(|name| told(&path.join(name), &name.to_string_lossy(), report))
         }
-        Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => {
+        // A file, or a link that leads nowhere.
+        Err(_) if fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir()) => {
             told(path, &path.to_string_lossy(), report)
         }
         Err(error) => {
