@@ -4,6 +4,7 @@
 //! - Jobs: [`job`], [`launch`], [`account`], [`pty`].
 //! - Serving: [`server`], [`requests`], [`power`], [`task`], [`event_loop`], [`port`].
 //! - Saving a machine and coming back from it: [`still`].
+//! - Disks for data: [`volume`], [`filesystem`].
 //! - The machine's network: [`network`], [`netlink`], [`listeners`], [`ports`].
 //! - Connections to its ports: [`connection`], [`connections`].
 //! - Programs in the machine that want something of the host: [`calls`], [`door`], [`host`].
@@ -44,4 +45,5 @@ pub mod serve;
 pub mod server;
 pub mod still;
 pub mod task;
+pub mod volume;
 pub mod wire;

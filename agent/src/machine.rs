@@ -84,7 +84,7 @@ impl Machine {
             (
                 "features",
                 Value::Array(
-                    ["still", "ports", "calls", "time", "secrets"]
+                    ["still", "ports", "calls", "time", "secrets", "volumes"]
                         .map(Value::from)
                         .to_vec(),
                 ),

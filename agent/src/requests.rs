@@ -17,7 +17,7 @@ use crate::launch::{self, Stdio};
 use crate::server::{Server, Target};
 use crate::task;
 use crate::wire::{self, Attach, Exec, Request};
-use crate::{clock, filesystem, network, pty, still};
+use crate::{clock, filesystem, network, pty, still, volume};
 
 /// Jobs that run at once.
 pub(crate) const MAX_LIVE: usize = 256;
@@ -105,6 +105,16 @@ impl Server {
             Request::Grow => {
                 let root = self.ground.root;
                 self.start_task(channel, move || filesystem::grow(root).map(Some))
+            }
+            Request::Mount(mount) => {
+                let root = self.ground.root;
+                self.start_task(channel, move || volume::mount(root, &mount).map(Some))
+            }
+            Request::Unmount(mount) => {
+                let root = self.ground.root;
+                self.start_task(channel, move || {
+                    volume::unmount(root, &mount).map(|()| None)
+                })
             }
             Request::Sync => self.start_task(channel, || {
                 unistd::sync();

@@ -9,6 +9,7 @@ mod networks;
 mod placing;
 mod records;
 mod secrets;
+mod volumes;
 
 use rmpv::{Value, ValueRef, decode, encode};
 
@@ -17,6 +18,7 @@ use crate::connection::Connect;
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
 use crate::network::Network;
+use crate::volume::Mount;
 
 pub use placing::{Placed, placing};
 pub use records::jobs;
@@ -73,6 +75,8 @@ pub enum Request {
     Ports,
     Connect(Connect),
     Call(CallRequest),
+    Mount(Mount),
+    Unmount(Mount),
     Grow,
     PowerOff {
         reboot: bool,
@@ -372,6 +376,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
         "ports" => Ok(Request::Ports),
         "connect" => networks::connect(&map).map(Request::Connect),
         "calls" | "answer" | "refuse" => call::read(&operation, &map).map(Request::Call),
+        "mount" => volumes::mount(&map).map(Request::Mount),
+        "unmount" => volumes::mount(&map).map(Request::Unmount),
         "grow" => Ok(Request::Grow),
         "poweroff" => power_off(&map),
         "sync" => Ok(Request::Sync),

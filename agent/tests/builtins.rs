@@ -430,6 +430,57 @@ fn stat_says_what_is_there() {
 }
 
 #[test]
+fn directories_are_listed() {
+    let from = sample();
+    let list = |path: &Path| -> Vec<serde_json::Value> {
+        let output = builtin(&["stat".as_ref(), "--list".as_ref(), path.as_os_str()], b"");
+        let lines = good(&output).split(|byte| *byte == b'\n');
+        lines
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    };
+    let directory = from.path().join("listed");
+    fs::create_dir(&directory).unwrap();
+    assert!(list(&directory).is_empty());
+    file(&directory.join("b\"\n"), b"12345", 0o640);
+    symlink("nowhere", directory.join("a")).unwrap();
+    let found = list(&directory);
+    assert_eq!(found[0]["name"], "a");
+    assert_eq!(
+        (&found[0]["kind"], &found[0]["target"]),
+        (&"link".into(), &"nowhere".into())
+    );
+    assert_eq!(
+        (&found[1]["name"], &found[1]["size"]),
+        (&"b\"\n".into(), &5.into())
+    );
+    assert_eq!(list(&directory.join("a"))[0]["kind"], "link");
+    assert!(problem(&run(&["stat", "--list", "/no/such"], b"")).contains("No such file"));
+}
+
+#[test]
+fn what_somebody_else_has_changed_is_not_replaced() {
+    let directory = tempdir().unwrap();
+    let path = directory.path().join("file");
+    let name = path.to_str().unwrap();
+    let mark = || -> String {
+        let output = run(&["stat", name], b"");
+        let found: serde_json::Value = serde_json::from_slice(good(&output)).unwrap();
+        found["mark"].as_str().unwrap_or("missing").to_owned()
+    };
+    assert_eq!(mark(), "missing");
+    good(&run(&["write", "--expect", "missing", name], b"first"));
+    assert!(problem(&run(&["write", "--expect", "missing", name], b"second")).contains("changed"));
+    let seen = mark();
+    fs::write(&path, b"theirs").unwrap();
+    assert!(problem(&run(&["write", "--expect", &seen, name], b"mine")).contains("changed"));
+    assert_eq!(fs::read(&path).unwrap(), b"theirs");
+    good(&run(&["write", "--expect", &mark(), name], b"mine"));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn read_and_write_are_for_single_files() {
     let directory = tempdir().unwrap();
     let path = directory.path().join("file");

@@ -12,7 +12,7 @@ Layout (XDG base directories; `VMGR_HOME` puts all four under one directory, for
                                         memory,devices,disk.qcow2} (all of it can be rebuilt)
     data/     ~/.local/share/vmgr       images/DIGEST/{root.ext4,image.json},
                                         snapshots/ID/{snapshot.json,disk.qcow2,memory,devices,
-                                        saved.json}
+                                        saved.json}, volumes/NAME/{disk.ext4,volume.json}
     runtime/  $XDG_RUNTIME_DIR/vmgr     helper.sock, switchboard.sock, network.json,
                                         ssh.lock, ssh.json, session,
                                         machines/ID/{qmp,agent,console}.sock
@@ -139,6 +139,10 @@ class Paths:
         return self.data / "images"
 
     @property
+    def volumes(self) -> Path:
+        return self.data / "volumes"
+
+    @property
     def snapshots(self) -> Path:
         return self.data / "snapshots"
 
@@ -227,7 +231,7 @@ class Paths:
         for directory in (
             self.config, self.state, self.cache, self.data, self.runtime,
             self.machines, self.crashes, self.kernels, self.apt, self.templates, self.images,
-            self.snapshots,
+            self.snapshots, self.volumes,
             self.runtime / "machines",
         ):  # fmt: skip
             ensure_private_directory(directory)

@@ -36,6 +36,7 @@ def test_a_request_is_a_map_with_its_operation_and_bytes_for_paths() -> None:
         (m.Attach(job=1), "attach"), (m.Jobs(), "jobs"), (m.Forget(job=1), "forget"),
         (m.SignalJob(job=1, signal=2), "signal"), (m.Clock(realtime_ns=1), "clock"),
         (m.Configure(), "configure"), (m.Grow(), "grow"),
+        (m.Mount(serial="s", path="/d"), "mount"), (m.Unmount(serial="s", path="/d"), "unmount"),
         (m.Freeze(), "freeze"), (m.Thaw(), "thaw"), (m.Network(), "network"),
         (m.PowerOff(grace_ms=1), "poweroff"),
         (m.Sync(), "sync"),

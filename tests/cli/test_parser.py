@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from vmgr.cli.main import build_parser
-from vmgr.cli.parser import command_of, environment, port, size, split_command
+from vmgr.cli.parser import command_of, environment, port, size, split_command, volume_use
 from vmgr.errors import UsageError
 
 
@@ -99,3 +99,22 @@ def test_ports(text: str, address: str, host: int, guest: int, protocol: str) ->
 def test_what_is_no_port(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         port(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "volume", "path", "read_only"),
+    [
+        ("data", "data", None, False), ("data:ro", "data", None, True),
+        ("data:/d", "data", "/d", False), ("data:/d:ro", "data", "/d", True),
+        ("data:/a:b", "data", "/a:b", False),
+    ],
+)  # fmt: skip
+def test_volumes(text: str, volume: str, path: str | None, *, read_only: bool) -> None:
+    use = volume_use(text)
+    assert (use.volume, use.path, use.read_only) == (volume, path, read_only)
+
+
+@pytest.mark.parametrize("text", ["", ":/d", "data:d", "data:rw", "data:d:ro"])
+def test_what_is_no_volume(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        volume_use(text)

@@ -39,6 +39,7 @@ ALIASES = {
     "vmgr.api.secrets": "m",
     "vmgr.api.usage": "u",
     "vmgr.api.audit": None,
+    "vmgr.api.volumes": None,
 }
 
 

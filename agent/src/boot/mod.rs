@@ -15,7 +15,7 @@
 pub(crate) mod button;
 mod cmdline;
 mod cpus;
-mod devices;
+pub(crate) mod devices;
 mod kmods;
 pub mod place;
 mod systemd;

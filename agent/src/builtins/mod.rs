@@ -7,6 +7,7 @@
 
 mod account;
 mod forward;
+mod list;
 mod pack;
 mod place;
 mod sftp;
@@ -82,9 +83,14 @@ fn options<'a>(arguments: &'a [OsString], usage: &'static str) -> Result<Options
                 break;
             }
             b"--follow" => options.follow = true,
-            b"--as" => {
-                let (name, after) = after.split_first().ok_or(Usage(usage))?;
-                options.name = Some(name);
+            b"--list" => options.list = true,
+            option @ (b"--as" | b"--expect") => {
+                let (value, after) = after.split_first().ok_or(Usage(usage))?;
+                if option == b"--as" {
+                    options.name = Some(value);
+                } else {
+                    options.expect = Some(value);
+                }
                 rest = after;
                 continue;
             }
@@ -103,5 +109,9 @@ struct Options<'a> {
     follow: bool,
     /// `--as NAME`
     name: Option<&'a OsString>,
+    /// `--expect MARK`: what a file must be like still.
+    expect: Option<&'a OsString>,
+    /// All that is in a directory.
+    list: bool,
     operands: &'a [OsString],
 }

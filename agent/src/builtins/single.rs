@@ -9,18 +9,24 @@ use std::path::{Path, PathBuf};
 
 use super::{Options, Report, Usage, options};
 
-/// `stat [--] PATH`: one line of JSON on stdout. Links are followed; what is not there is `missing`.
+/// `stat [--list] [--] PATH`: one line of JSON on stdout. Links are followed; what is not there is
+/// `missing`. With `--list` a line for each entry of a directory.
 pub(super) fn stat(arguments: &[OsString], report: &mut Report) -> Result<(), Usage> {
-    let path = operand(arguments, "stat [--] PATH")?;
+    const USAGE: &str = "stat [--list] [--] PATH";
+    let asked = options(arguments, USAGE)?;
+    let [path] = asked.operands else {
+        return Err(Usage(USAGE));
+    };
+    let path = Path::new(path);
+    if asked.list {
+        super::list::run(path, report);
+        return Ok(());
+    }
     let line = match fs::metadata(path) {
         Ok(found) => format!(
-            "{{\"kind\": \"{}\", \"size\": {}, \"mode\": {}, \"uid\": {}, \"gid\": {}, \"mtime\": {}}}\n",
-            kind(&found),
-            found.len(),
-            found.mode() & 0o7777,
-            found.uid(),
-            found.gid(),
-            found.mtime(),
+            "{{{}, \"mark\": \"{}\"}}\n",
+            fields(&found),
+            mark(Some(&found))
         ),
         Err(error) if is_missing(&error) => "{\"kind\": \"missing\"}\n".to_owned(),
         Err(error) => {
@@ -32,6 +38,31 @@ pub(super) fn stat(arguments: &[OsString], report: &mut Report) -> Result<(), Us
         report.error("stdout", &error);
     }
     Ok(())
+}
+
+/// What is told of a file, as the inside of a JSON object.
+pub(super) fn fields(found: &Metadata) -> String {
+    format!(
+        "\"kind\": \"{}\", \"size\": {}, \"mode\": {}, \"uid\": {}, \"gid\": {}, \"mtime\": {}",
+        kind(found),
+        found.len(),
+        found.mode() & 0o7777,
+        found.uid(),
+        found.gid(),
+        found.mtime(),
+    )
+}
+
+/// What changes when a file is written to or replaced.
+fn mark(found: Option<&Metadata>) -> String {
+    found.map_or_else(
+        || "missing".to_owned(),
+        |found| {
+            let (device, inode, size) = (found.dev(), found.ino(), found.len());
+            let (seconds, rest) = (found.ctime(), found.ctime_nsec());
+            format!("{device}-{inode}-{size}-{seconds}.{rest:09}")
+        },
+    )
 }
 
 /// `read [--] PATH`: its content on stdout.
@@ -51,13 +82,16 @@ pub(super) fn read(arguments: &[OsString], report: &mut Report) -> Result<(), Us
     Ok(())
 }
 
-/// `write [--] PATH [MODE]`: stdin becomes its content.
+/// `write [--expect MARK] [--] PATH [MODE]`: stdin becomes its content.
 ///
 /// A regular file is replaced when all of stdin has come, keeping mode (unless one is given, in octal)
-/// and owner; a new one is 0644. Links are written through. Devices and pipes are written into.
+/// and owner; a new one is 0644. Links are written through. Devices and pipes are written into. With
+/// `--expect`, only if the file is what `stat` has given that mark for, and it is on disk at the end.
 pub(super) fn write(arguments: &[OsString], report: &mut Report) -> Result<(), Usage> {
-    const USAGE: &str = "write [--] PATH [MODE]";
-    let Options { operands, .. } = options(arguments, USAGE)?;
+    const USAGE: &str = "write [--expect MARK] [--] PATH [MODE]";
+    let Options {
+        operands, expect, ..
+    } = options(arguments, USAGE)?;
     let (path, mode) = match operands {
         [path] => (Path::new(path), None),
         [path, mode] => {
@@ -67,13 +101,14 @@ pub(super) fn write(arguments: &[OsString], report: &mut Report) -> Result<(), U
         }
         _ => return Err(Usage(USAGE)),
     };
-    if let Err(error) = replace(path, mode) {
+    let expect = expect.map(|mark| mark.to_string_lossy().into_owned());
+    if let Err(error) = replace(path, mode, expect.as_deref()) {
         report.error(path, &error);
     }
     Ok(())
 }
 
-fn replace(path: &Path, mode: Option<u32>) -> io::Result<()> {
+fn replace(path: &Path, mode: Option<u32>, expect: Option<&str>) -> io::Result<()> {
     let mut stdin = File::from(standard(io::stdin().as_fd())?);
     let path = match fs::canonicalize(path) {
         Ok(path) => path,
@@ -102,6 +137,12 @@ fn replace(path: &Path, mode: Option<u32>) -> io::Result<()> {
         let kept = found.as_ref().map(|found| found.mode() & 0o7777);
         let mode = mode.or(kept).unwrap_or(0o644);
         file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if let Some(expect) = expect {
+            file.sync_all()?;
+            if mark(fs::metadata(&path).ok().as_ref()) != expect {
+                return Err(io::Error::other("it has been changed meanwhile"));
+            }
+        }
         fs::rename(&temporary, &path)
     };
     fill().inspect_err(|_| {
@@ -142,6 +183,8 @@ fn kind(found: &Metadata) -> &'static str {
         "dir"
     } else if kind.is_file() {
         "file"
+    } else if kind.is_symlink() {
+        "link"
     } else if kind.is_fifo() {
         "fifo"
     } else if kind.is_socket() {

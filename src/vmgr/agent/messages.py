@@ -46,6 +46,7 @@ __all__ = [
     "JobRecord",
     "Jobs",
     "Listening",
+    "Mount",
     "Network",
     "Networked",
     "PortListener",
@@ -60,6 +61,7 @@ __all__ = [
     "TerminalSize",
     "Thaw",
     "Time",
+    "Unmount",
     "WatchPorts",
     "decode",
     "encode",
@@ -256,7 +258,7 @@ class Connected(Message, frozen=True):
 
 
 class Grown(Message, frozen=True):
-    """The root file system's size now."""
+    """A file system's size now."""
 
     bytes: Natural
 
@@ -449,6 +451,24 @@ class Grow(Request, frozen=True, kw_only=True, tag="grow"):
     """Grow the root file system to its disk."""
 
     reply: ClassVar[type[Message]] = Grown
+
+
+class Mount(Request, frozen=True, kw_only=True, tag="mount"):
+    """Mount the disk of that serial number; its file system grows to it unless it is only read."""
+
+    reply: ClassVar[type[Message]] = Grown
+
+    serial: str
+    path: str
+    read_only: bool = False
+
+
+class Unmount(Request, frozen=True, kw_only=True, tag="unmount"):
+    """Unmount it, so that it can be taken out."""
+
+    serial: str
+    path: str
+    read_only: bool = False
 
 
 class PowerOff(Request, frozen=True, kw_only=True, tag="poweroff"):

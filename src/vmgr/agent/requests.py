@@ -86,6 +86,24 @@ class MachineRequests:
         """Grow the root file system to its disk; gives its size in bytes."""
         return (await self._ask(m.Grow(), m.Grown, deadline)).bytes
 
+    async def mount(self, serial: str, path: str, *, read_only: bool, deadline: float) -> int:
+        """Mount the disk of that serial number; gives its size, or 0 where it is only read.
+
+        Raises:
+            AgentError: it cannot be; `details["errno"]` tells why.
+        """
+        request = m.Mount(serial=serial, path=path, read_only=read_only)
+        return (await self._ask(request, m.Grown, deadline)).bytes
+
+    async def unmount(self, serial: str, path: str, *, read_only: bool, deadline: float) -> None:
+        """Unmount that disk; nothing uses it afterwards.
+
+        Raises:
+            AgentError: it cannot be; `details["errno"]` is EBUSY where something uses it.
+        """
+        request = m.Unmount(serial=serial, path=path, read_only=read_only)
+        await self._ask(request, m.Empty, deadline)
+
     async def poweroff(self, *, reboot: bool = False, grace: float = 10.0) -> None:
         """Begin an orderly power-off; answered before it begins.
 

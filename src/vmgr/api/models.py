@@ -14,6 +14,7 @@ from vmgr.api.base import Model
 from vmgr.api.clock import ClockInfo
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.secrets import SecretInfo, SecretUse, SetSecret
+from vmgr.api.volumes import AttachVolume, VolumeUse  # noqa: TC001 (msgspec resolves annotations)
 
 __all__ = [
     "Check",
@@ -189,6 +190,7 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     with a memory no other CPUs or memory."""
     host_commands: HostCommands | None = None
     """What it may run on this computer; None: nothing."""
+    volumes: list[AttachVolume] = field(default_factory=list)
 
 
 class PortForward(Model, frozen=True, kw_only=True):
@@ -293,6 +295,7 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     ports: list[PortForward] = field(default_factory=list)
     """What is forwarded and what appeared by itself."""
     host_commands: HostCommands = HostCommands()
+    volumes: list[VolumeUse] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 

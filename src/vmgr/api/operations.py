@@ -9,6 +9,7 @@ from vmgr.api import models as m
 from vmgr.api.audit import AuditReport
 from vmgr.api.hostcommands import HostCommandsChange
 from vmgr.api.usage import Usage
+from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 
 __all__ = ["API_PREFIX", "OPERATIONS", "Operation", "Parameter"]
 
@@ -242,6 +243,40 @@ OPERATIONS: dict[str, Operation] = {
             m.SnapshotImport,
             m.SnapshotInfo,
             stream="image",
+        ),
+        Operation("volume_list", "GET", "/volumes", "All volumes", response=list[VolumeInfo]),
+        Operation(
+            "volume_create", "POST", "/volumes", "Make an empty volume", CreateVolume, VolumeInfo
+        ),
+        Operation(
+            "volume_remove",
+            "DELETE",
+            "/volumes/{volume}",
+            "Remove a volume that no machine has",
+            response=VolumeInfo,
+        ),
+        Operation(
+            "volume_resize",
+            "POST",
+            "/volumes/{volume}/resize",
+            "Grow a volume, also while a machine uses it",
+            ResizeVolume,
+            VolumeInfo,
+        ),
+        Operation(
+            "volume_attach",
+            "POST",
+            "/machines/{machine}/volumes",
+            "Give it a volume, also while it runs",
+            AttachVolume,
+            m.MachineInfo,
+        ),
+        Operation(
+            "volume_detach",
+            "DELETE",
+            "/machines/{machine}/volumes/{volume}",
+            "Take a volume from it, also while it runs",
+            response=m.MachineInfo,
         ),
         Operation(
             "network_change",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmgr.artifact.privilege import Privilege
 
 __all__ = [
+    "make_empty",
     "make_root",
     "make_tree_disk",
     "minimum_size",
@@ -156,6 +157,29 @@ async def make_tree_disk(
         await run(
             privilege.wrap(["mke2fs", *_options(tree, target, features, ["-i", "16384"])]),
             env=_environment(), deadline=_DEADLINE,
+        )  # fmt: skip
+    except ProcessFailedError as error:
+        raise failed(error, "make the file system", target.parent) from error
+
+
+async def make_empty(target: Path, size_bytes: int, executor: Executor) -> None:
+    """Make an empty file system of its own in the new file `target`, to be written to by machines.
+
+    Raises:
+        ResourceError: no space left.
+        VmgrError: it could not be made.
+    """
+    require("mke2fs")
+    await _create(target, size_bytes, executor)
+    # Several of them meet in one machine, so no two are the same.
+    extended = "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,assume_storage_prezeroed=1"
+    try:
+        await run(
+            [
+                "mke2fs", "-q", "-F", "-t", "ext4", "-O", _FEATURES, "-b", str(_BLOCK_SIZE),
+                "-I", "256", "-m", "0", "-i", "16384", "-U", "random", "-E", extended, target,
+            ],
+            env=build_environment(MKE2FS_CONFIG="/dev/null"), deadline=_DEADLINE,
         )  # fmt: skip
     except ProcessFailedError as error:
         raise failed(error, "make the file system", target.parent) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable  # noqa: TC003 (in the type of a constant)
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import argcomplete
 
@@ -14,11 +15,7 @@ from vmgr.client.sync import Client
 from vmgr.errors import VmgrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from argcomplete.completers import BaseCompleter
-
-    type_of_names = Callable[[Client], list[str]]
 
 __all__ = ["complete", "full_parser", "names_of"]
 
@@ -44,19 +41,21 @@ def full_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_NAMES: Final[dict[str, Callable[[Client], list[str]]]] = {
+    "machines": lambda client: [machine.name for machine in client.machine_list()],
+    "places": lambda client: [f"{machine.name}:" for machine in client.machine_list()],
+    "images": lambda client: [name for image in client.image_list() for name in image.names],
+    "snapshots": lambda client: [snapshot.name for snapshot in client.snapshot_list()],
+    "templates": lambda client: [template.key[:12] for template in client.template_list()],
+    "volumes": lambda client: [volume.name for volume in client.volume_list()],
+    "settings": lambda client: [entry.key for entry in client.config_list()],
+}
+
+
 def names_of(kind: str) -> list[str]:
-    """The names of all `machines`, `images` or `settings`; none where no helper runs."""
-    client = Client(launch=False, timeout=_DEADLINE)
+    """The names of all `machines`, `images` and so on; none where no helper runs."""
     try:
-        if kind == "machines":
-            return [machine.name for machine in client.machine_list()]
-        if kind == "images":
-            return [name for image in client.image_list() for name in image.names]
-        if kind == "snapshots":
-            return [snapshot.name for snapshot in client.snapshot_list()]
-        if kind == "templates":
-            return [template.key[:12] for template in client.template_list()]
-        return [entry.key for entry in client.config_list()]
+        return _NAMES[kind](Client(launch=False, timeout=_DEADLINE))
     except (VmgrError, OSError):
         return []
 

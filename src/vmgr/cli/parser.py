@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmgr.api.models import PortForward, SecretUse
+    from vmgr.api.volumes import AttachVolume
 
 __all__ = [
     "HOST_COMMANDS",
@@ -34,6 +35,8 @@ __all__ = [
     "size",
     "split_command",
     "user_options",
+    "volume_option",
+    "volume_use",
 ]
 
 VERB: Final = "VERB"
@@ -204,6 +207,34 @@ def host_commands_options(parser: argparse.ArgumentParser) -> None:
         help="what its programs may run on this computer, as you, with host COMMAND: none, ask, "
         "list (see vmgr host-commands), all",
     )  # fmt: skip
+
+
+def volume_option(parser: argparse.ArgumentParser) -> None:
+    """Declare volumes of a new machine."""
+    volume = parser.add_argument(
+        "--volume", action="append", type=volume_use, default=[], dest="volumes",
+        metavar="NAME[:PATH][:ro]", help="a volume and where it is (else /mnt/NAME); several times",
+    )  # fmt: skip
+    volume.completer = "volumes"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
+
+
+def volume_use(text: str) -> AttachVolume:
+    """`NAME[:PATH][:ro]`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    from vmgr.api.volumes import AttachVolume
+
+    name, _, rest = text.partition(":")
+    path, colon, how = rest.rpartition(":")
+    if how == "ro":
+        read_only = True
+    else:
+        path, read_only = (f"{path}{colon}{how}", False)
+    if not name or (path and not path.startswith("/")):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a volume like data:/srv/data or data')
+    return AttachVolume(volume=name, path=path or None, read_only=read_only)
 
 
 def net_option(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
@@ -242,6 +243,35 @@ class AsyncClient:
     ) -> m.SnapshotInfo:
         """Take a snapshot from a file on this host."""
         return await self._work(m.SnapshotInfo, "snapshot_import", source, on_progress)
+
+    # -- volumes -----------------------------------------------------------------------------------
+    async def volume_list(self) -> list[VolumeInfo]:
+        """All volumes, by name."""
+        return await self._call(list[VolumeInfo], "volume_list")
+
+    async def volume_create(self, volume: CreateVolume) -> VolumeInfo:
+        """Make an empty volume."""
+        return await self._call(VolumeInfo, "volume_create", body=volume)
+
+    async def volume_remove(self, volume: str) -> VolumeInfo:
+        """Remove a volume that no machine has."""
+        return await self._call(VolumeInfo, "volume_remove", {"volume": volume})
+
+    async def volume_resize(self, volume: str, size_bytes: int) -> VolumeInfo:
+        """Grow a volume, also while a machine uses it."""
+        return await self._call(
+            VolumeInfo, "volume_resize", {"volume": volume},
+            body=ResizeVolume(size_bytes=size_bytes),
+        )  # fmt: skip
+
+    async def volume_attach(self, machine: str, volume: AttachVolume) -> m.MachineInfo:
+        """Give a machine a volume, also while it runs."""
+        return await self._call(m.MachineInfo, "volume_attach", {"machine": machine}, body=volume)
+
+    async def volume_detach(self, machine: str, volume: str) -> m.MachineInfo:
+        """Take a volume from a machine, also while it runs."""
+        path: dict[str, object] = {"machine": machine, "volume": volume}
+        return await self._call(m.MachineInfo, "volume_detach", path)
 
     # -- the network -------------------------------------------------------------------------------
     async def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:

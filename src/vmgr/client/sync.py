@@ -14,6 +14,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
 from vmgr.errors import HelperUnavailableError
@@ -236,6 +237,35 @@ class Client:
     ) -> m.SnapshotInfo:
         """Take a snapshot from a file on this host."""
         return self._work(m.SnapshotInfo, "snapshot_import", source, on_progress)
+
+    # -- volumes -----------------------------------------------------------------------------------
+    def volume_list(self) -> list[VolumeInfo]:
+        """All volumes, by name."""
+        return self._call(list[VolumeInfo], "volume_list")
+
+    def volume_create(self, volume: CreateVolume) -> VolumeInfo:
+        """Make an empty volume."""
+        return self._call(VolumeInfo, "volume_create", body=volume)
+
+    def volume_remove(self, volume: str) -> VolumeInfo:
+        """Remove a volume that no machine has."""
+        return self._call(VolumeInfo, "volume_remove", {"volume": volume})
+
+    def volume_resize(self, volume: str, size_bytes: int) -> VolumeInfo:
+        """Grow a volume, also while a machine uses it."""
+        return self._call(
+            VolumeInfo, "volume_resize", {"volume": volume},
+            body=ResizeVolume(size_bytes=size_bytes),
+        )  # fmt: skip
+
+    def volume_attach(self, machine: str, volume: AttachVolume) -> m.MachineInfo:
+        """Give a machine a volume, also while it runs."""
+        return self._call(m.MachineInfo, "volume_attach", {"machine": machine}, body=volume)
+
+    def volume_detach(self, machine: str, volume: str) -> m.MachineInfo:
+        """Take a volume from a machine, also while it runs."""
+        path: dict[str, object] = {"machine": machine, "volume": volume}
+        return self._call(m.MachineInfo, "volume_detach", path)
 
     # -- the network -------------------------------------------------------------------------------
     def network_change(self, machine: str, change: m.NetworkChange) -> m.MachineInfo:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
     from vmgr.api.audit import AuditReport
     from vmgr.api.usage import Usage
+    from vmgr.api.volumes import VolumeInfo
     from vmgr.helper.helper import Helper
     from vmgr.helper.server import Call
 
@@ -202,6 +203,28 @@ class Api(Streaming):
 
     async def snapshot_remove(self, call: Call) -> m.SnapshotInfo:
         return await self._helper.snapshots.remove(call.path["snapshot"])
+
+    # -- volumes ----------------------------------------------------------------------------
+
+    async def volume_list(self, _call: Call) -> list[VolumeInfo]:
+        return await self._helper.volumes.infos()
+
+    async def volume_create(self, call: Call) -> VolumeInfo:
+        return await self._helper.volumes.create(call.body.name, call.body.size_bytes)
+
+    async def volume_remove(self, call: Call) -> VolumeInfo:
+        return await self._helper.volumes.remove(call.path["volume"])
+
+    async def volume_resize(self, call: Call) -> VolumeInfo:
+        return await self._helper.volumes.resize(call.path["volume"], call.body.size_bytes)
+
+    async def volume_attach(self, call: Call) -> m.MachineInfo:
+        await self._helper.volumes.attach(call.path["machine"], call.body)
+        return await self._helper.machines.info(call.path["machine"])
+
+    async def volume_detach(self, call: Call) -> m.MachineInfo:
+        await self._helper.volumes.detach(call.path["machine"], call.path["volume"])
+        return await self._helper.machines.info(call.path["machine"])
 
     # -- the network ------------------------------------------------------------------------
 

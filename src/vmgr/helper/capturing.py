@@ -18,10 +18,12 @@ from vmgr.errors import MachineError, UnsupportedError, VmgrError
 from vmgr.saved import SavedState, Saver
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
 
     from vmgr.agent import AgentChannel
     from vmgr.helper.machine import Machine
+    from vmgr.saved import SavedVolume
     from vmgr.vmm import Vmm
 
 __all__ = ["Captured", "capture", "let_go_on"]
@@ -51,6 +53,7 @@ async def capture(
     disk: int | None = None,
     sync: bool,
     go_on: bool,
+    volumes: Sequence[SavedVolume] = (),
 ) -> Captured:
     """Capture a machine that runs; the caller holds its lock.
 
@@ -62,6 +65,7 @@ async def capture(
             on return.
         sync: write what the machine has in memory to its disk first.
         go_on: let the machine go on; else it stays paused, with all its processes held.
+        volumes: those that it has plugged in.
 
     Raises:
         UnsupportedError: the machine's agent is too old.
@@ -114,6 +118,7 @@ async def capture(
             init=machine.greeting.init,
             resync_keys=keys,
             memory_used=used,
+            volumes=list(volumes),
         ),
         held,
     )

@@ -83,7 +83,7 @@ class Engine:
         self._probes = ProbeCache(services.paths.probes)
         self._counter_khz: int | None = None
         self._plugging = Plugging(helper)
-        self.suspending = Suspending(services)
+        self.suspending = Suspending(services, helper)
         self.starting = Starting(services, helper, self, self._plugging, self.suspending)
 
     # -- what there is ------------------------------------------------------------------------
@@ -236,6 +236,8 @@ class Engine:
             channel.close()
             raise
         machine.connected(channel, greeting)
+        if machine.status != "starting" and machine.vmm is not None:
+            await self._helper.volumes.bring_again(machine, machine.vmm, channel)
         if machine.status != "running":
             # It runs: from here on its disk is the person's.
             await machine.move(

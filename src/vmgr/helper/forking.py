@@ -25,6 +25,7 @@ from vmgr.helper.capturing import capture
 from vmgr.helper.privacy import nothing_private
 from vmgr.helper.server import error_body
 from vmgr.helper.starting import Origin
+from vmgr.helper.volumes import check_fork
 from vmgr.image import create_disk
 from vmgr.machine.sizes import format_size
 from vmgr.saved.memory import new_memfd, seal
@@ -65,12 +66,14 @@ class Forking:
         async with contextlib.AsyncExitStack() as stack:
             async with parent.lock:
                 parent.require("fork")
+                check_fork(parent)
                 _check_memory(parent, len(names))
                 children: list[Machine] = []
                 kernel = await self._helper.images.kernel_of(parent.row.kernel_digest or "")
                 try:
                     for child in names:
                         row = copied_row(parent.row, child)
+                        row = msgspec.structs.replace(row, volumes=parent.row.volumes)
                         children.append(await machines.add(row))
                     stack.enter_context(machines.promised(children, await machines.overcommit()))
                     memory, state, devices = await self._captured(parent, children[0])
@@ -81,8 +84,9 @@ class Forking:
             stack.callback(os.close, memory)
             problems = await self._copy_disks(children)
             origin = Origin(
-                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
-            )
+                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type,
+                volumes=state.volumes,
+            )  # fmt: skip
             outcomes = await asyncio.gather(
                 *(
                     self._begin(child, origin, problem, began)
@@ -158,8 +162,10 @@ class Forking:
             stack.callback(os.close, disk)
             async with nothing_private(parent, "a fork"):
                 captured = await capture(
-                    parent, channel, memory, devices, executor, disk=disk, sync=False, go_on=True
-                )
+                    parent, channel, memory, devices, executor, disk=disk, sync=False, go_on=True,
+                    volumes=[] if parent.vmm is None
+                    else await self._helper.volumes.to_be_saved(parent, parent.vmm),
+                )  # fmt: skip
             log.info(
                 "machine %s: captured, held for %.0f ms", parent.name, captured.held_seconds * 1e3
             )
@@ -214,6 +220,8 @@ def copied_row(row: MachineRow, name: str) -> MachineRow:
         ports=[],
         # What one may run on this computer was said of it, not of its copies.
         host_commands=HostCommands(),
+        # The caller knows which volumes it may have.
+        volumes=[],
         created_at=time.time(),
         started_at=None,
         boot_seconds=None,

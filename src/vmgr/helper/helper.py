@@ -41,6 +41,7 @@ from vmgr.helper.standing import tell_status
 from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
+from vmgr.helper.volumes import Volumes
 from vmgr.network import Network, identity_of
 from vmgr.network.addresses import DOMAIN, NAMES4
 from vmgr.service.activation import Activation, Notifier
@@ -116,6 +117,7 @@ class Helper:
         self.idling = Idling(self)
         self.doorbell = Doorbell(self)
         self.snapshots = Snapshots(services, self)
+        self.volumes = Volumes(services, self)
         self.images = ImageService(services, find_agent, self._image_users, self._kernel_users)
 
     async def start(self) -> None:
@@ -135,6 +137,7 @@ class Helper:
         await self.network.adopt()
         self.network.watch_addresses()
         await self.snapshots.reconcile()
+        await self.volumes.reconcile()
         await self.machines.reconcile()
         self.watchers.start(self.idling.run(), name="idle machines")
         self.watchers.start(self.credentials.run(), name="this computer's files")

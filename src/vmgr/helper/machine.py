@@ -306,6 +306,7 @@ class Machine:
             network=self._network(),
             clock=self.clock if running else None,
             ports=[*row.ports, *self.automatic],
+            volumes=row.volumes,
             host_commands=row.host_commands,
             notes=[*_notes(vmm), *user_notes(row.user)],
         )

@@ -159,6 +159,7 @@ class Machines:
         machine = await self.add(msgspec.structs.replace(row, pooled=pooled))
         async with machine.lock:
             try:
+                await self._helper.volumes.confirm(machine)
                 template = await self._make_disk(machine, image)
                 await machine.move("created", template=template)
             except BaseException:
@@ -230,6 +231,7 @@ class Machines:
             disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
             ports=request.ports,
             auto_ports=request.auto_ports,
+            volumes=await self._helper.volumes.wanted(request.volumes),
             ephemeral=request.ephemeral,
             pristine=True,
             # A template's machine has booted already, without the user-data.
@@ -510,6 +512,7 @@ class Machines:
     async def _discard(self, machine: Machine) -> None:
         self.abandoned.claim(machine.name)
         try:
+            await self._helper.volumes.let_go(machine)
             if not machine.stopped.is_set():
                 await self._end_vmm(machine, "its command has ended")
             async with machine.lock:

@@ -51,9 +51,11 @@ class Pool:
         if size == 0:
             await self.empty()
             return None
-        # A machine that was given a name or ports is one of a kind.
+        # A machine that was given a name, ports or volumes is one of a kind.
         kind = msgspec.structs.replace(wanted, ephemeral=True)
         if kind.name is not None or kind.ports or kind.cold or kind.snapshot is not None:
+            return None
+        if kind.volumes:
             return None
         image = (await self._helper.images.resolve(await self._image_of(kind))).digest
         if (kind, image) != (self._kind, self._image):

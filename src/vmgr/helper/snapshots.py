@@ -29,6 +29,7 @@ from vmgr.helper.forking import copied_row
 from vmgr.helper.hostcalls import rights_of
 from vmgr.helper.privacy import nothing_private
 from vmgr.helper.store import MachineRow
+from vmgr.helper.volumes import check_snapshot
 from vmgr.image import create_disk
 from vmgr.machine.names import check_name, make_up_name
 from vmgr.network import canonical
@@ -134,6 +135,7 @@ class Snapshots:
                 async with staging(self.files.root) as stage:
                     async with machine.lock:
                         machine.require("snapshot")
+                        check_snapshot(machine)
                         async with nothing_private(machine, "a snapshot"):
                             row = machine.row
                             kernel = await self._fill(machine, stage)
@@ -290,9 +292,11 @@ class Snapshots:
         name = request.name
         if name is None:
             name = make_up_name({m.name for m in machines.all()})
+        volumes = await self._helper.volumes.wanted(request.volumes)
         machine = await machines.add(
             msgspec.structs.replace(
-                copied_row(row, name), ports=request.ports, access=request.access or row.access,
+                copied_row(row, name), volumes=volumes, ports=request.ports,
+                access=request.access or row.access,
                 user=await self._helper.accounts.named(request.user) if request.user else row.user,
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
@@ -301,6 +305,7 @@ class Snapshots:
         )  # fmt: skip
         async with machine.lock:
             try:
+                await self._helper.volumes.confirm(machine)
                 stage = machine.paths.state / _STAGE
                 await self._services.executors.in_files(_prepare, snapshot, stage)
                 await self._services.executors.in_files(_replace, stage, machine.paths)

@@ -19,6 +19,7 @@ from vmgr.errors import MachineError, StateError, UnfitStateError, VmgrError
 from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.userdata import look_for_cloud_init, seed_of
+from vmgr.helper.volumes import VolumeError
 from vmgr.image import base_of, create_disk
 from vmgr.vmm import RECLAIM, BootPolicy, Restore, Vmm, VmmSpec, boot
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vmgr.helper.templates import Ready
     from vmgr.kernel import KernelBundle
     from vmgr.sandbox import Sandbox
+    from vmgr.saved import SavedVolume
     from vmgr.vmm import Accelerator, Qemu
 
     Progress = Callable[[str, float | None], None]
@@ -63,6 +65,8 @@ class Origin:
     machine_type: str
     saved_under: str | None = None
     """The version of QEMU that saved it, where that may be another one than runs it now."""
+    volumes: Sequence[SavedVolume] = ()
+    """Those that it had."""
     given_up: Callable[[VmgrError], Awaitable[None]] | None = None
     """Awaited when it does not go on from here, before it boots; None: then its start fails."""
 
@@ -198,6 +202,7 @@ class Starting:
                 kernel,
                 saved.machine_type,
                 saved.qemu,
+                saved.volumes,
                 lambda error: self._lost(machine, error),
             )
             await self.begin(machine, origin, progress, accelerator=saved.accelerator)
@@ -232,6 +237,7 @@ class Starting:
         Args:
             accelerator: the one that `origin` was saved under; it goes on under no other.
         """
+        await self._helper.volumes.ready(machine, machine.row.volumes)
         qemu = await self._engine.qemu()
         kernel = origin.kernel if origin else await self._helper.images.kernel(progress)
         host = _Host(
@@ -247,17 +253,19 @@ class Starting:
         progress(f"starting {machine.name}", None)
         began = time.time()
         machine.kill_reason = None
-        await machine.move(
-            "start",
-            started_at=began,
-            host_boot_id=await self._boot_id(),
-            accelerator=host.accelerator.name,
-            sandbox=host.sandbox.level,
-            boot_id=None,
-            # From here on the disk is like no template, and like its image no more.
-            template=_WRITTEN_TO if machine.row.pristine else None,
-            **_beginning(origin, kernel, qemu),
-        )
+        boot_id = await self._boot_id()
+        with self._helper.volumes.claiming(machine, machine.row.volumes):
+            await machine.move(
+                "start",
+                started_at=began,
+                host_boot_id=boot_id,
+                accelerator=host.accelerator.name,
+                sandbox=host.sandbox.level,
+                boot_id=None,
+                # From here on the disk is like no template, and like its image no more.
+                template=_WRITTEN_TO if machine.row.pristine else None,
+                **_beginning(origin, kernel, qemu),
+            )
         try:
             if origin is None or not await self._restored(machine, origin, host, progress):
                 await self._boot(machine, host, progress)
@@ -323,7 +331,9 @@ class Starting:
             patience = float((await self._helper.settings()).get("boot.timeout"))
             policy = BootPolicy(silence=patience, deadline=patience, attempts=1)
         try:
-            await self._bring_up(machine, spec, host, policy)
+            await self._bring_up(machine, spec, host, policy, origin.volumes)
+        except VolumeError:
+            raise  # a boot would not help
         except MachineError as error:
             # All other errors are the host's: a boot would meet them too, and what was saved is
             # as good as before.
@@ -337,7 +347,12 @@ class Starting:
         return False
 
     async def _bring_up(
-        self, machine: Machine, spec: VmmSpec, host: _Host, policy: BootPolicy
+        self,
+        machine: Machine,
+        spec: VmmSpec,
+        host: _Host,
+        policy: BootPolicy,
+        had: Sequence[SavedVolume] = (),
     ) -> None:
         """Start the VMM and wait until its agent answers and knows which machine it is in.
 
@@ -346,10 +361,14 @@ class Starting:
         keys = machine.row.resync_keys
 
         async def start(verbose: bool) -> Vmm:  # noqa: FBT001 (the interface of `boot`)
-            async with self._plugging.place(machine) as network:
+            async with (
+                self._plugging.place(machine) as network,
+                self._helper.volumes.opened(machine, had) as volumes,
+            ):
                 vmm = await Vmm.start(
-                    replace(spec, network=network), machine.paths, host.qemu, host.accelerator,
-                    self._services.executors.files, sandbox=host.sandbox, verbose=verbose,
+                    replace(spec, network=network, volumes=volumes), machine.paths, host.qemu,
+                    host.accelerator, self._services.executors.files, sandbox=host.sandbox,
+                    verbose=verbose,
                 )  # fmt: skip
             machine.vmm = vmm
             try:
@@ -396,6 +415,8 @@ class Starting:
         self, machine: Machine, channel: AgentChannel, greeting: AgentHello
     ) -> None:
         """Tell a machine who it is, before anything of the person's runs in it."""
+        assert machine.vmm is not None  # noqa: S101 (its agent has answered)
+        await self._helper.volumes.bring(machine, machine.vmm, channel, greeting)
         entropy = secrets.token_bytes(ENTROPY_BYTES)
         started_from = machine.row.started_from
         # One that was copied is to become another than what it was copied from.

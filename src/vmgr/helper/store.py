@@ -23,6 +23,7 @@ import msgspec
 
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import PortForward  # noqa: TC001 (msgspec resolves annotations at run time)
+from vmgr.api.volumes import VolumeUse  # noqa: TC001 (likewise)
 from vmgr.errors import ConflictError, ResourceError, StateError
 from vmgr.helper.userrow import UserRow  # noqa: TC001
 
@@ -83,6 +84,7 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     """Of a `run`'s machine: the command with which it ends; None: not written down yet."""
     host_commands: HostCommands = HostCommands()
     """What it may run on this computer."""
+    volumes: list[VolumeUse] = []
     created_at: float
     started_at: float | None = None
     boot_seconds: float | None = None

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 from vmgr.errors import MachineError, StateError, VmgrError, WrongStateError
 from vmgr.helper.capturing import capture, let_go_on
 from vmgr.helper.privacy import any_private
+from vmgr.helper.volumes import check_marks, with_marks
 from vmgr.saved import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
+    from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine, Services
     from vmgr.paths import MachinePaths
     from vmgr.saved import LoadedMachine
@@ -39,8 +41,9 @@ log = logging.getLogger(__name__)
 class Suspending:
     """Suspends machines, and reads what was saved of them."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, helper: Helper) -> None:
         self._services = services
+        self._helper = helper
 
     async def suspend(self, machine: Machine) -> None:
         """Save a running machine and end its VMM; the caller holds its lock.
@@ -68,10 +71,13 @@ class Suspending:
             await self._services.executors.in_files(_fresh, stage)
             with files.new_files(stage) as (memory, devices):
                 captured = await capture(
-                    machine, channel, memory, devices, executor, sync=True, go_on=False
-                )
+                    machine, channel, memory, devices, executor, sync=True, go_on=False,
+                    volumes=await self._helper.volumes.to_be_saved(machine, vmm),
+                )  # fmt: skip
             held = True
-            await files.finish(stage, captured.state, executor, disk=machine.paths.disk)
+            volumes = self._services.paths.volumes
+            state = await self._services.executors.in_files(with_marks, captured.state, volumes)
+            await files.finish(stage, state, executor, disk=machine.paths.disk)
             await self._services.executors.in_files(_show, stage, machine.paths.saved)
         except BaseException as error:
             if held:
@@ -115,9 +121,17 @@ class Suspending:
             ResourceError: the host has not the memory for it.
             StateError: it is missing or damaged, or does not fit the disk any more.
         """
-        return await files.load(
+        loaded = await files.load(
             machine.paths.saved, self._services.executors.files, disk=machine.paths.disk
         )
+        try:
+            await self._services.executors.in_files(
+                check_marks, loaded.record.state, self._services.paths.volumes
+            )
+        except BaseException:
+            loaded.close()
+            raise
+        return loaded
 
     async def still_saved(self, machine: Machine) -> bool:
         """Whether a machine without a VMM could go on from what was saved of it."""
@@ -126,6 +140,7 @@ class Suspending:
             try:
                 record = files.read_record(machine.paths.saved)
                 mark = files.disk_mark(machine.paths.disk)
+                check_marks(record.state, self._services.paths.volumes)
             except (StateError, OSError):
                 return False
             return record.disk_mark in {None, mark}

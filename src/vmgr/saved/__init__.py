@@ -2,13 +2,14 @@
 
 from vmgr.saved.files import LoadedMachine, SavedMachine
 from vmgr.saved.memory import load_memory, memory_checksum, seal
-from vmgr.saved.model import SavedState
+from vmgr.saved.model import SavedState, SavedVolume
 from vmgr.saved.saving import Saver
 
 __all__ = [
     "LoadedMachine",
     "SavedMachine",
     "SavedState",
+    "SavedVolume",
     "Saver",
     "load_memory",
     "memory_checksum",

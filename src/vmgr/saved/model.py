@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["SavedState"]
+__all__ = ["SavedState", "SavedVolume"]
+
+
+class SavedVolume(msgspec.Struct, kw_only=True, frozen=True):
+    """A volume that a saved machine has; it is no part of what is saved."""
+
+    volume: str
+    id: str
+    slot: int
+    read_only: bool
+    mark: str | None = None
+    """What its file was like, see `vmgr.saved.files.disk_mark`; None: that does not matter."""
 
 
 class SavedState(msgspec.Struct, kw_only=True, frozen=True):
@@ -26,3 +37,4 @@ class SavedState(msgspec.Struct, kw_only=True, frozen=True):
     memory_used: int
     """Bytes of memory that were ever touched."""
     memory_checksum: int | None = None
+    volumes: list[SavedVolume] = []

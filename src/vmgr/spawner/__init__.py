@@ -1,6 +1,7 @@
 """The one place where vmgr starts processes. A test bans every other way."""
 
 from vmgr.spawner.contained import Contained
+from vmgr.spawner.foreground import run_in_foreground
 from vmgr.spawner.pipes import chunks, first_line
 from vmgr.spawner.process import (
     Completed,
@@ -25,6 +26,7 @@ __all__ = [
     "first_line",
     "minimal_environment",
     "run",
+    "run_in_foreground",
     "spawn",
     "spawn_detached",
 ]

@@ -4,6 +4,7 @@ from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
 from vmgr.vmm.commandline import RECLAIM, Restore, SocketFds, VmmNetwork, VmmSpec, command_line
 from vmgr.vmm.exit import VmmExit
+from vmgr.vmm.hotplug import SLOTS, VmmVolume
 from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
 from vmgr.vmm.probecache import ProbeCache
@@ -14,6 +15,7 @@ from vmgr.vmm.vmm import Vmm
 
 __all__ = [
     "RECLAIM",
+    "SLOTS",
     "Accelerator",
     "BootPolicy",
     "Booted",
@@ -27,6 +29,7 @@ __all__ = [
     "VmmExit",
     "VmmNetwork",
     "VmmSpec",
+    "VmmVolume",
     "available_memory",
     "boot",
     "check_memory",

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from vmgr.errors import UsageError
 from vmgr.vmm.diskcopy import DISK_NODE, IMAGE_NODE
+from vmgr.vmm.hotplug import slots, volumes
 from vmgr.vmm.options import option, plain_value
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmgr.vmm.hotplug import VmmVolume
     from vmgr.vmm.options import Value
     from vmgr.vmm.qemu import Qemu
 
@@ -118,6 +120,8 @@ class VmmSpec:
     """Further ones; they come last, so they win."""
     restore: Restore | None = None
     """None: it boots."""
+    volumes: tuple[VmmVolume, ...] = ()
+    """Those that a restored machine has by now; all others are plugged in while it runs."""
     counter_khz: int | None = None
     """The speed of the host's time-stamp counter, which an emulated guest reads; None: unknown."""
     machine_type: str | None = None
@@ -227,6 +231,8 @@ def command_line(
         *_life_cycle(),
         *_channels(sockets),
         *_disks(spec),
+        *slots(),
+        *volumes(spec.volumes),
         *_entropy(spec),
         *_network(spec.network),
         *_reclaiming(),

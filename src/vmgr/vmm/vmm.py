@@ -35,6 +35,7 @@ from vmgr.vmm.commandline import command_line
 from vmgr.vmm.console import Console
 from vmgr.vmm.diskcopy import DiskCopy, JobEnds
 from vmgr.vmm.exit import VmmExit, explain_exit, failure_to_start
+from vmgr.vmm.hotplug import Hotplug
 from vmgr.vmm.isolation import need_of
 from vmgr.vmm.memory import check_memory
 from vmgr.vmm.qmp import Qmp
@@ -97,6 +98,8 @@ class Vmm:
         self._panicked = False
         self._group: Path | None = None
         self._jobs = JobEnds()
+        self.hotplug = Hotplug(name, self._connected)
+        """Volumes that come and go while it runs."""
         self._asked: str | None = None
         self._exit: asyncio.Future[VmmExit] = asyncio.get_running_loop().create_future()
         self._tasks = [
@@ -344,6 +347,7 @@ class Vmm:
 
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
         self._jobs.event(event, data)
+        self.hotplug.event(event, data)
         if event == "SHUTDOWN":
             self._shutdown = str(data.get("reason"))
         elif event == "GUEST_PANICKED":
@@ -369,6 +373,7 @@ class Vmm:
     async def _watch_end(self) -> None:
         status = await self._process.wait()
         self._jobs.fail("its VMM has ended")
+        self.hotplug.ended()
         # What it said last is still in our end of the sockets: the event that tells why, the panic.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
@@ -476,6 +481,7 @@ def _check_readable(path: Path, what: str, mode: int = os.R_OK) -> None:
 def _passed(spec: VmmSpec, fds: SocketFds) -> list[int]:
     """The fds that the VMM gets."""
     passed = [fds.qmp, fds.agent, fds.console, *_network_fds(spec)]
+    passed += [volume.fd for volume in spec.volumes]
     if spec.restore is not None and fds.devices is not None:
         passed += [spec.restore.memory, fds.devices]
     return passed

@@ -10,16 +10,23 @@ const MOST: u64 = 4 << 20;
 
 /// Names of users and groups, read when the first is asked for.
 #[derive(Default)]
-pub(super) struct Names {
+pub(in crate::builtins) struct Names {
     users: Option<HashMap<u32, String>>,
     groups: Option<HashMap<u32, String>>,
 }
 
 impl Names {
+    /// User and group of a file.
+    pub(in crate::builtins) fn owners(&mut self, found: &Metadata) -> [String; 2] {
+        [
+            name_of(&mut self.users, "/etc/passwd", found.uid()),
+            name_of(&mut self.groups, "/etc/group", found.gid()),
+        ]
+    }
+
     /// `-rw-r--r--    1 root     root         1234 Nov 24 12:00 NAME`
     pub(super) fn line(&mut self, name: &[u8], found: &Metadata) -> Vec<u8> {
-        let user = name_of(&mut self.users, "/etc/passwd", found.uid());
-        let group = name_of(&mut self.groups, "/etc/group", found.gid());
+        let [user, group] = self.owners(found);
         let mut line = format!(
             "{} {:>4} {user:<8} {group:<8} {:>8} {} ",
             mode_text(found.mode()),

@@ -4,7 +4,7 @@
 //! directory that relative names start from. It does one request after the other, answers what has
 //! come in one piece, and ends with its input. Nothing but this process parses what the client says.
 
-mod listing;
+pub(super) mod listing;
 mod operations;
 mod packet;
 

@@ -18,17 +18,35 @@ if TYPE_CHECKING:
     from vmgr.client.job import Job
     from vmgr.client.sync import Client
 
-__all__ = ["Incoming", "Remote", "feed"]
+__all__ = ["Entry", "Incoming", "Remote", "Stat", "feed"]
 
 _LINE_MAX: Final = 1_000
 _STAT_MAX: Final = 65_536
-_NOT_FOUND: Final = "missing"
+_LIST_MAX: Final = 64 << 20
 
 
-class _Stat(msgspec.Struct):
+class Stat(msgspec.Struct):
     """What the `stat` builtin prints, as one line of JSON."""
 
     kind: str
+    size: int = 0
+    mark: str = "missing"
+    """Another one when the file has changed."""
+
+
+class Entry(msgspec.Struct, kw_only=True):
+    """A file of a directory, as the `stat` builtin lists it."""
+
+    name: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    user: str
+    group: str
+    mtime: int
+    target: str | None = None
 
 
 class Remote:
@@ -55,30 +73,65 @@ class Remote:
 
     def kind(self, path: str) -> str:
         """What `path` is, links followed: `file`, `dir`, another kind, or `missing`."""
-        job = self._start("stat", [path], stdin=False)
+        return self.stat(path).kind
+
+    def stat(self, path: str) -> Stat:
+        """The same with size and mark."""
+        job = self._start("stat", ["--", path], stdin=False)
         done = job.communicate(limit=_STAT_MAX)
         try:
-            return msgspec.json.decode(done.stdout, type=_Stat).kind
+            return msgspec.json.decode(done.stdout, type=Stat)
         except msgspec.MsgspecError:
             raise AgentError(
                 f"cannot look at {self.machine}:{path}: {_first_line(done.stderr)}"
             ) from None
 
-    def pack(self, path: str) -> Incoming:
-        """`path` as a tar stream."""
-        return Incoming(self._start("pack", ["--", path], stdin=False), self._on_problem)
+    def entries(self, path: str) -> list[Entry]:
+        """What is in a directory, or the file itself; nothing where a problem has been told."""
+        incoming = Incoming(
+            self._start("stat", ["--list", "--", path], stdin=False), self._on_problem
+        )
+        try:
+            text = bytearray()
+            for piece in incoming.pieces():
+                text += piece
+                if len(text) > _LIST_MAX:
+                    raise AgentError(f"{self.machine}:{path} holds too much to be listed")
+            incoming.end()
+            return [msgspec.json.decode(line, type=Entry) for line in text.splitlines()]
+        except msgspec.MsgspecError:
+            raise AgentError(f"what {self.machine} says of {path} is not understood") from None
+        finally:
+            incoming.close()
+
+    def pack(self, path: str, *, follow: bool = False) -> Incoming:
+        """`path` as a tar stream; with `follow` a link that is named is what it leads to."""
+        how = ["--follow"] if follow else []
+        return Incoming(self._start("pack", [*how, "--", path], stdin=False), self._on_problem)
 
     def read(self, path: str) -> Incoming:
         """A file's content."""
-        return Incoming(self._start("read", [path], stdin=False), self._on_problem)
+        return Incoming(self._start("read", ["--", path], stdin=False), self._on_problem)
 
-    def unpack(self, directory: str, pieces: Iterable[bytes]) -> int:
-        """Write a tar stream below `directory`; the builtin's exit code."""
-        return feed(self._start("unpack", [directory], stdin=True), pieces, self._on_problem)
+    def unpack(self, directory: str, pieces: Iterable[bytes], *, name: str | None = None) -> int:
+        """Write a tar stream below `directory`; the builtin's exit code.
 
-    def write(self, path: str, pieces: Iterable[bytes]) -> int:
-        """Make a file of `pieces`; the builtin's exit code."""
-        return feed(self._start("write", [path], stdin=True), pieces, self._on_problem)
+        Args:
+            name: what the first component of its names becomes.
+        """
+        renamed = [] if name is None else ["--as", name]
+        job = self._start("unpack", [*renamed, "--", directory], stdin=True)
+        return feed(job, pieces, self._on_problem)
+
+    def write(self, path: str, pieces: Iterable[bytes], *, expect: str | None = None) -> int:
+        """Make a file of `pieces`; the builtin's exit code.
+
+        Args:
+            expect: the mark that the file must have still.
+        """
+        expected = [] if expect is None else ["--expect", expect]
+        job = self._start("write", [*expected, "--", path], stdin=True)
+        return feed(job, pieces, self._on_problem)
 
     def _start(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from vmgr.cli.connection import client
 from vmgr.cli.copy.extract import Extractor
 from vmgr.cli.copy.pack import pack
+from vmgr.cli.copy.passing import passed_on
+from vmgr.cli.copy.place import Place, place
 from vmgr.cli.copy.tarreader import TarReader
 from vmgr.cli.copy.transfer import Remote
 from vmgr.cli.output import bytes_text, note, printable
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
 
-DESCRIPTION = """Copy files and directories between this host and a machine. NAME:PATH is a path in
+DESCRIPTION = """Copy files and directories between this host and a machine, or between machines (or
+within one), by way of this command and not of this host's disk. NAME:PATH is a path in
 a machine; a relative one begins at the user's home. Directories are copied with all they hold,
 modes and times are kept, and symlinks stay symlinks. What a machine sends is written nowhere but
 under DESTINATION, without devices and set-user-id bits. "-" is a file's content on stdin or
@@ -28,22 +31,13 @@ EXAMPLES = """examples:
   vmgr cp notes.txt web:              # into the home directory
   vmgr cp -a src/ web:/srv/app
   vmgr cp web:/var/log ./web-log
+  vmgr cp web:/srv/app db:/srv
   pg_dump | vmgr cp - web:/tmp/dump.sql
   vmgr cp web:/etc/os-release -"""
 
 _STDIO: Final = "-"
 _PIECE: Final = 1 << 18
 _SHOWN_PROBLEMS: Final = 20
-
-
-class Place(NamedTuple):
-    """One side of a copy. `machine` is None on this host."""
-
-    machine: str | None
-    path: str
-
-    def __str__(self) -> str:
-        return self.path if self.machine is None else f"{self.machine}:{self.path}"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,19 +63,14 @@ def execute(options: argparse.Namespace) -> int:
                 next_step="name one as NAME:PATH",
             )
         return _out(options, sources, destination)
-    if any(source.machine for source in sources):
+    if not any(source.machine for source in sources):
+        return _in(options, sources, destination)
+    if not all(source.machine for source in sources):
         raise UsageError(
-            "both sides of the copy are in machines", next_step="copy by way of this host"
+            "some of what is to be copied is in machines and some is not",
+            next_step="copy the one and then the other",
         )
-    return _in(options, sources, destination)
-
-
-def place(text: str) -> Place:
-    """Read one side: `NAME:PATH`, unless a slash before the colon says that it is a path."""
-    name, colon, path = text.partition(":")
-    if not colon or "/" in name or not name:
-        return Place(None, text)
-    return Place(name, path or ".")
+    return _between(options, sources, destination)
 
 
 class _Report:
@@ -259,6 +248,36 @@ def _host_target(source: Place, path: str, *, many: bool) -> tuple[str, str]:
 def _remote_base(source: Place) -> str:
     name = os.path.basename(source.path.rstrip("/"))  # noqa: PTH119 (a path of the machine)
     return source.machine or "" if name in {"", ".", ".."} else name
+
+
+# -- between machines ------------------------------------------------------------------------------
+
+
+def _between(options: argparse.Namespace, sources: list[Place], destination: Place) -> int:
+    assert destination.machine is not None  # noqa: S101 (the caller looked)
+    codes = []
+    with ProgressLine(quiet=_quiet(options)) as progress:
+        report = _Report(progress)
+        helper = client()
+        target = Remote(helper, destination.machine, options.user, report)
+        is_directory = target.kind(destination.path) == "dir"
+        if not is_directory and (len(sources) > 1 or destination.path.endswith("/")):
+            raise NotFoundError(f"{destination} is not a directory")
+        for source in sources:
+            assert source.machine is not None  # noqa: S101 (likewise)
+            remote = Remote(helper, source.machine, options.user, report)
+            directory, name = destination.path, _remote_base(source)
+            if not is_directory:
+                parent, name = os.path.split(destination.path)
+                directory = parent or "."
+            incoming = remote.pack(source.path, follow=not options.archive)
+            try:
+                members = passed_on(incoming.read, whole=options.archive, on_problem=report)
+                codes.append(target.unpack(directory, _counted(members, progress), name=name))
+                codes.append(incoming.end())
+            finally:
+                incoming.close()
+        return report.code(max(codes))
 
 
 # -- both ----------------------------------------------------------------------------------------

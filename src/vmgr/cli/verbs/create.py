@@ -14,6 +14,7 @@ from vmgr.cli.parser import (
     machine_options,
     network_options,
     user_options,
+    volume_option,
 )
 from vmgr.cli.progress import ProgressLine
 from vmgr.errors import NotFoundError, UsageError
@@ -37,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network_options(parser)
     host_commands_options(parser)
     user_options(parser)
+    volume_option(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument(
@@ -69,6 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         host_access=options.host_access or [],
         host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
+        volumes=options.volumes,
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,
     )

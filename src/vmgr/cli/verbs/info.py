@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmgr.api.models import ClockInfo, Denied, MachineInfo, NetworkInfo, PortForward
+    from vmgr.api.volumes import VolumeUse
 
 DESCRIPTION = "Show all about a machine."
 EXAMPLES = """examples:
@@ -82,6 +83,10 @@ def _port(port: PortForward) -> str:
     return f"{port.address}:{port.host_port} to {port.guest_port}{kind}{note}"
 
 
+def _volume(volume: VolumeUse) -> str:
+    return f"{volume.volume} at {volume.path}{' (read-only)' if volume.read_only else ''}"
+
+
 def _denied(denied: Denied) -> str:
     port = "" if denied.port is None else f" port {denied.port}"
     times = "" if denied.count == 1 else f", {denied.count} times"
@@ -118,5 +123,6 @@ def _show(machine: MachineInfo) -> None:
         *_network(machine.network),
         ("Host commands", _host_commands(machine)),
         *(("Port", _port(port)) for port in machine.ports),
+        *(("Volume", _volume(volume)) for volume in machine.volumes),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""`vmgr ls`: list machines."""
+"""`vmgr ls`: list machines, or what is in directories of theirs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from vmgr.api.models import MachineInfo
 
-DESCRIPTION = "List machines."
+DESCRIPTION = """List machines; with NAME:PATH, what is in a directory of one. A relative PATH
+begins at the user's home. Names that begin with a dot are shown with -a."""
 EXAMPLES = """examples:
   vmgr ls
+  vmgr ls -l web:/var/log
   vmgr ls --json
   vmgr rm -f $(vmgr ls -q)            # remove all of them"""
 
@@ -26,11 +28,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the names")
-    parser.add_argument("-a", "--all", action="store_true", help="also stopped ones, as always")
+    parser.add_argument(
+        "-a", "--all", action="store_true",
+        help="also stopped ones, as always; of files also those whose names begin with a dot",
+    )  # fmt: skip
+    parser.add_argument("-l", "--long", action="store_true", help="of files: modes, owners, sizes")
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", help="of files: as whom")
+    places = parser.add_argument("places", metavar="NAME:PATH", nargs="*", help="directories")
+    places.completer = "places"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
 
 
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
+    if options.places:
+        from vmgr.cli.copy.listing import show_files
+
+        return show_files(options)
     machines = client().machine_list()
     if options.json:
         print_json(machines)

@@ -14,6 +14,7 @@ from vmgr.cli.parser import (
     host_commands_options,
     machine_options,
     network_options,
+    volume_option,
 )
 from vmgr.cli.progress import ProgressLine
 from vmgr.cli.session import Session
@@ -36,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     cold_option(parser)
     network_options(parser)
     host_commands_options(parser)
+    volume_option(parser)
     parser.add_argument("--name", metavar="NAME", help="the machine's name, while it lives")
     parser.add_argument("--rm", action="store_true", help=argparse.SUPPRESS)  # docker's habit
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
@@ -68,6 +70,7 @@ def execute(options: argparse.Namespace) -> int:
         host_access=options.host_access or [],
         host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
+        volumes=options.volumes,
         auto_ports=options.auto_ports,
         ephemeral=True,
     )
