@@ -42,6 +42,7 @@ pub mod requests;
 pub mod secrets;
 pub mod serve;
 pub mod server;
+pub mod share;
 pub mod still;
 pub mod task;
 pub mod wire;

@@ -54,12 +54,14 @@ __all__ = [
     "RefuseCall",
     "Request",
     "Resize",
+    "Share",
     "SignalJob",
     "Started",
     "Sync",
     "TerminalSize",
     "Thaw",
     "Time",
+    "Unshare",
     "WatchPorts",
     "decode",
     "encode",
@@ -402,6 +404,24 @@ class Network(Request, frozen=True, kw_only=True, tag="network"):
     mtu: int | None = None
     resolvers: list[bytes] = field(default_factory=list)
     search: list[str] = field(default_factory=list)
+
+
+class Share(Request, frozen=True, kw_only=True, tag="share"):
+    """Mount a directory of the host; one that is mounted has a new server."""
+
+    slot: int
+    path: str
+    key: bytes
+    """What the stream to its server begins with."""
+    user: str
+    """Whom the person's files belong to in the machine."""
+    read_only: bool = False
+
+
+class Unshare(Request, frozen=True, kw_only=True, tag="unshare"):
+    """Unmount it."""
+
+    slot: int
 
 
 class WatchPorts(Request, frozen=True, kw_only=True, tag="ports"):

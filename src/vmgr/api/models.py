@@ -14,6 +14,7 @@ from vmgr.api.base import Model
 from vmgr.api.clock import ClockInfo
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.secrets import SecretInfo, SecretUse, SetSecret
+from vmgr.api.shares import Share  # noqa: TC001 (msgspec resolves annotations at run time)
 
 __all__ = [
     "Check",
@@ -175,6 +176,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     auto_ports: bool | None = None
     """Whether what it listens on appears on this computer; None: as configured, and not for an
     ephemeral one."""
+    shares: list[Share] = field(default_factory=list)
+    """Directories of this computer that it sees."""
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
@@ -293,6 +296,8 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     ports: list[PortForward] = field(default_factory=list)
     """What is forwarded and what appeared by itself."""
     host_commands: HostCommands = HostCommands()
+    shares: list[Share] = field(default_factory=list)
+    """Directories of this computer that it sees."""
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 

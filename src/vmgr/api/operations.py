@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vmgr.api import models as m
 from vmgr.api.audit import AuditReport
 from vmgr.api.hostcommands import HostCommandsChange
+from vmgr.api.shares import Share, UnwantedShare
 from vmgr.api.usage import Usage
 
 __all__ = ["API_PREFIX", "OPERATIONS", "Operation", "Parameter"]
@@ -266,6 +267,28 @@ OPERATIONS: dict[str, Operation] = {
             "Answer questions about what machines may do",
             stream="question",
             query=(Parameter("machine", str, "only questions about this machine"),),
+        ),
+        Operation(
+            "share_list",
+            "GET",
+            "/machines/{machine}/shares",
+            "Directories of this computer in it",
+            response=list[Share],
+        ),
+        Operation(
+            "share_add",
+            "POST",
+            "/machines/{machine}/shares",
+            "Share a directory of this computer with it",
+            Share,
+            Share,
+        ),
+        Operation(
+            "share_remove",
+            "POST",
+            "/machines/{machine}/shares/remove",
+            "Stop sharing a directory",
+            UnwantedShare,
         ),
         Operation(
             "port_list",

@@ -15,6 +15,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.shares import Share, UnwantedShare
 from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
@@ -255,6 +256,19 @@ class AsyncClient:
         )
 
     # -- ports -------------------------------------------------------------------------------------
+    async def share_list(self, machine: str) -> list[Share]:
+        """The directories of this computer in a machine."""
+        return await self._call(list[Share], "share_list", {"machine": machine})
+
+    async def share_add(self, machine: str, share: Share) -> Share:
+        """Share a directory of this computer with a machine, now if it runs and at each start."""
+        return await self._call(Share, "share_add", {"machine": machine}, body=share)
+
+    async def share_remove(self, machine: str, guest: str) -> None:
+        """Stop sharing what a machine sees at `guest`."""
+        body = UnwantedShare(guest=guest)
+        await self._call(type(None), "share_remove", {"machine": machine}, body=body)
+
     async def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""
         return await self._call(list[m.PortForward], "port_list", {"machine": machine})

@@ -14,6 +14,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.shares import Share, UnwantedShare
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
 from vmgr.errors import HelperUnavailableError
@@ -247,6 +248,19 @@ class Client:
         return self._call(m.MachineInfo, "host_commands_change", {"machine": machine}, body=change)
 
     # -- ports -------------------------------------------------------------------------------------
+    def share_list(self, machine: str) -> list[Share]:
+        """The directories of this computer in a machine."""
+        return self._call(list[Share], "share_list", {"machine": machine})
+
+    def share_add(self, machine: str, share: Share) -> Share:
+        """Share a directory of this computer with a machine, now if it runs and at each start."""
+        return self._call(Share, "share_add", {"machine": machine}, body=share)
+
+    def share_remove(self, machine: str, guest: str) -> None:
+        """Stop sharing what a machine sees at `guest`."""
+        body = UnwantedShare(guest=guest)
+        self._call(type(None), "share_remove", {"machine": machine}, body=body)
+
     def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""
         return self._call(list[m.PortForward], "port_list", {"machine": machine})

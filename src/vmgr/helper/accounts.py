@@ -131,6 +131,8 @@ class Accounts:
         else:
             notice = _notice(machine.name, user, found, problem)
         await machine.save(user=after)
+        if after.run_as != user.run_as:
+            await self._helper.shares.renew(machine)
         if problem:
             log.warning("machine %s: account %s: %s", machine.name, user.name, problem)
         if notice is not None:

@@ -114,6 +114,7 @@ async def capture(
             init=machine.greeting.init,
             resync_keys=keys,
             memory_used=used,
+            share_ports=row.share_ports,
         ),
         held,
     )

@@ -81,8 +81,9 @@ class Forking:
             stack.callback(os.close, memory)
             problems = await self._copy_disks(children)
             origin = Origin(
-                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type
-            )
+                "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type,
+                state.share_ports,
+            )  # fmt: skip
             outcomes = await asyncio.gather(
                 *(
                     self._begin(child, origin, problem, began)
@@ -214,6 +215,7 @@ def copied_row(row: MachineRow, name: str) -> MachineRow:
         ports=[],
         # What one may run on this computer was said of it, not of its copies.
         host_commands=HostCommands(),
+        share_servers=[],
         created_at=time.time(),
         started_at=None,
         boot_seconds=None,

@@ -20,7 +20,7 @@ from vmgr.helper.hostkeys import make_host_keys
 from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.userdata import look_for_cloud_init, seed_of
 from vmgr.image import base_of, create_disk
-from vmgr.vmm import RECLAIM, BootPolicy, Restore, Vmm, VmmSpec, boot
+from vmgr.vmm import RECLAIM, SHARE_PORTS, BootPolicy, Restore, Vmm, VmmSpec, boot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -45,6 +45,9 @@ ENTROPY_BYTES: Final = 256
 # A restored machine answers within a tenth of a second; one that does not is booted instead.
 _RESTORE_POLICY: Final = BootPolicy(silence=20.0, deadline=20.0, attempts=1)
 
+# Of a virtio-serial device; what was saved may be from a stranger.
+_MOST_SHARE_PORTS: Final = 29
+
 # In place of a template's id, while a machine that never ran starts for the first time.
 _WRITTEN_TO: Final = "written to"
 
@@ -61,6 +64,8 @@ class Origin:
     kernel: KernelBundle
     """The one that it runs, whose modules it has open."""
     machine_type: str
+    share_ports: int
+    """How many ports for shares it has."""
     saved_under: str | None = None
     """The version of QEMU that saved it, where that may be another one than runs it now."""
     given_up: Callable[[VmgrError], Awaitable[None]] | None = None
@@ -144,7 +149,7 @@ class Starting:
         saved = ready.template.record.saved
         return Origin(
             "template", ready.restore, saved.resync_keys,
-            await self._helper.images.kernel(progress), saved.machine_type,
+            await self._helper.images.kernel(progress), saved.machine_type, saved.share_ports,
             given_up=boot_instead,
         )  # fmt: skip
 
@@ -197,6 +202,7 @@ class Starting:
                 saved.resync_keys,
                 kernel,
                 saved.machine_type,
+                saved.share_ports,
                 saved.qemu,
                 lambda error: self._lost(machine, error),
             )
@@ -284,6 +290,7 @@ class Starting:
         """A start came to nothing: the machine is what it was before, if it can be that."""
         vmm, machine.vmm = machine.vmm, None
         self._helper.ports.ended(machine)
+        self._helper.shares.ended(machine)
         if machine.channel is not None:
             machine.channel.close()
             machine.channel = None
@@ -316,6 +323,7 @@ class Starting:
         spec = replace(
             await self._spec(machine, origin.kernel),
             restore=origin.restore, machine_type=origin.machine_type,
+            share_ports=origin.share_ports,
         )  # fmt: skip
         policy = _RESTORE_POLICY
         if origin.started_from != "template":
@@ -410,7 +418,10 @@ class Starting:
             )
             machine.wants_host_keys = configured.sshd
             await self._plugging.tell(machine, channel)
+            await self._helper.shares.attach(machine, channel)
             return
+        # What runs in it goes on with its files.
+        await self._helper.shares.attach(machine, channel)
         if another:
             await self._plugging.tell(machine, channel)
         else:
@@ -463,6 +474,8 @@ def _unfit(origin: Origin, host: _Host, accelerator: str | None) -> StateError |
     """Why a machine cannot go on here, where that is known before its VMM tries."""
     if accelerator not in {None, host.accelerator.name}:
         return StateError(f"it was saved under {accelerator}, and this host has none now")
+    if not 0 <= origin.share_ports <= _MOST_SHARE_PORTS:
+        return StateError("what is said of its ports for shares is wrong")
     if not host.qemu.knows(origin.machine_type):
         by = f" by QEMU {origin.saved_under}" if origin.saved_under else ""
         return StateError(
@@ -481,6 +494,8 @@ def _beginning(origin: Origin | None, kernel: KernelBundle, qemu: Qemu) -> dict[
         "kernel_digest": kernel.digest,
         "qemu": qemu.version,
         "machine_type": qemu.machine_type if origin is None else origin.machine_type,
+        "share_ports": SHARE_PORTS if origin is None else origin.share_ports,
+        "share_servers": [],
     }
 
 

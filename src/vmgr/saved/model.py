@@ -26,3 +26,5 @@ class SavedState(msgspec.Struct, kw_only=True, frozen=True):
     memory_used: int
     """Bytes of memory that were ever touched."""
     memory_checksum: int | None = None
+    share_ports: int = 0
+    """How many ports for shares it has."""

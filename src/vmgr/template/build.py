@@ -212,6 +212,7 @@ async def _save(
         resync_keys=[],
         memory_used=used,
         memory_checksum=checksum,
+        share_ports=plan.spec.share_ports,
     )
 
 

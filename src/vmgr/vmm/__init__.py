@@ -2,7 +2,15 @@
 
 from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
-from vmgr.vmm.commandline import RECLAIM, Restore, SocketFds, VmmNetwork, VmmSpec, command_line
+from vmgr.vmm.commandline import (
+    RECLAIM,
+    SHARE_PORTS,
+    Restore,
+    SocketFds,
+    VmmNetwork,
+    VmmSpec,
+    command_line,
+)
 from vmgr.vmm.exit import VmmExit
 from vmgr.vmm.isolation import probe_vmm_sandbox
 from vmgr.vmm.memory import available_memory, check_memory
@@ -14,6 +22,7 @@ from vmgr.vmm.vmm import Vmm
 
 __all__ = [
     "RECLAIM",
+    "SHARE_PORTS",
     "Accelerator",
     "BootPolicy",
     "Booted",

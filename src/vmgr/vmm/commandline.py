@@ -27,6 +27,7 @@ __all__ = [
     "NETWORK_DEVICE",
     "RECLAIM",
     "SANDBOX",
+    "SHARE_PORTS",
     "Restore",
     "SocketFds",
     "VmmNetwork",
@@ -38,6 +39,9 @@ __all__ = [
 AcceleratorName = Literal["kvm", "tcg"]
 
 AGENT_PORT: Final = "vmgr.agent"  # docs/agent-protocol.md
+SHARE_PORTS: Final = 6
+"""How many ports for shares a machine has, used or not: saved machines have what they were saved
+with, and each is half a mebibyte of the guest's memory."""
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # Images say what their init is. The kernel splits its line at blanks and knows double quotes.
@@ -122,6 +126,8 @@ class VmmSpec:
     """The speed of the host's time-stamp counter, which an emulated guest reads; None: unknown."""
     machine_type: str | None = None
     """Of a saved machine: the versioned type that it has; None: this QEMU's own."""
+    share_ports: int = SHARE_PORTS
+    """Of a saved machine: how many it has."""
     generation: uuid.UUID = field(default_factory=uuid.uuid4)
     """Another one tells the guest's kernel that its random state may be known to others
     (VMGENID)."""
@@ -134,6 +140,8 @@ class SocketFds:
     qmp: int
     agent: int
     console: int
+    shares: tuple[int, ...] = ()
+    """One for each of the machine's ports for shares."""
     devices: int | None = None
     """Where the state of a restored machine's devices comes from: the reading end of a pipe."""
 
@@ -322,6 +330,17 @@ def _channels(sockets: SocketFds) -> list[str]:
         "-chardev", listening("agent", sockets.agent),
         "-device", option(
             "virtserialport", bus="channels.0", nr=1, chardev="agent", name=AGENT_PORT, id="agent"
+        ),
+        *(
+            word
+            for slot, fd in enumerate(sockets.shares)
+            for word in (
+                "-chardev", listening(f"share{slot}", fd),
+                "-device", option(
+                    "virtserialport", bus="channels.0", nr=2 + slot, chardev=f"share{slot}",
+                    name=f"vmgr.share.{slot}", id=f"share{slot}",
+                ),
+            )
         ),
     ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from vmgr.cli.parser import (
     host_commands_options,
     machine_options,
     network_options,
+    share_option,
     user_options,
 )
 from vmgr.cli.progress import ProgressLine
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   vmgr create web
   vmgr create --user dev web          # commands in it run as dev, who has sudo
   vmgr create --from web:before trial
+  vmgr create --share ~/project --share ~/data:/data:ro dev
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
 
 
@@ -37,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network_options(parser)
     host_commands_options(parser)
     user_options(parser)
+    share_option(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument(
@@ -69,6 +72,7 @@ def execute(options: argparse.Namespace) -> int:
         host_access=options.host_access or [],
         host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
+        shares=options.shares,
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,
     )
