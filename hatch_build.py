@@ -1,6 +1,6 @@
-"""Build hook: a wheel carries the agent, built here with cargo, as `vmgr/_bin/vmgr-agent`.
+"""Build hook: a wheel carries the programs in Rust, built here with cargo, in `vmgr/_bin`.
 
-Editable installs carry nothing: `vmgr.agent_binary` finds the checkout's own build.
+Editable installs carry nothing: `vmgr.agent_binary` finds the checkout's own builds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# The agent is a static program, so it needs nothing of any C library; the oldest tag that the
+# They are static programs, so they need nothing of any C library; the oldest tag that the
 # installers of every supported Python know says so.
 _TAG = "py3-none-manylinux_2_17_x86_64"
+_CRATES = ("agent", "share-server")  # each makes the program vmgr-NAME
 _PT_INTERP = 3  # the program header that asks for a dynamic linker, see elf(5)
 
 
 class AgentBuildHook(BuildHookInterface[Any]):
-    """Build the agent and put it into the wheel."""
+    """Build the programs and put them into the wheel."""
 
     PLUGIN_NAME = "custom"
 
@@ -29,16 +30,17 @@ class AgentBuildHook(BuildHookInterface[Any]):
         """Called by hatchling before a build of kind `version` ("standard" or "editable")."""
         if self.target_name != "wheel" or version == "editable":
             return
-        agent = self._build(Path(self.root) / "agent")
         build_data["pure_python"] = False
         build_data["tag"] = _TAG
-        build_data["force_include"][str(agent)] = "vmgr/_bin/vmgr-agent"
+        for name in _CRATES:
+            program = self._build(Path(self.root) / name, f"vmgr-{name}")
+            build_data["force_include"][str(program)] = f"vmgr/_bin/{program.name}"
 
-    def _build(self, crate: Path) -> Path:
+    def _build(self, crate: Path, name: str) -> Path:
         cargo = shutil.which("cargo")
         if cargo is None:
             raise SystemExit(
-                "vmgr's agent is built with cargo and there is none on PATH; install a Rust "
+                "vmgr's programs are built with cargo and there is none on PATH; install a Rust "
                 "toolchain (Debian: apt-get install rustc-web cargo-web gcc libc6-dev)"
             )
         target = crate / "target"
@@ -49,13 +51,13 @@ class AgentBuildHook(BuildHookInterface[Any]):
             env={**os.environ, "CARGO_TARGET_DIR": str(target)},
             check=False,
         )
-        agent = target / "release" / "vmgr-agent"
-        if result.returncode or not agent.is_file():
-            raise SystemExit("vmgr's agent could not be built; cargo's messages above say why")
-        if _asks_for_dynamic_linker(agent.read_bytes()):
-            raise SystemExit(f"{agent} is not a static program, so no machine could run it")
-        agent.chmod(0o755)
-        return agent
+        program = target / "release" / name
+        if result.returncode or not program.is_file():
+            raise SystemExit(f"{name} could not be built; cargo's messages above say why")
+        if _asks_for_dynamic_linker(program.read_bytes()):
+            raise SystemExit(f"{program} is not a static program, so it would not run everywhere")
+        program.chmod(0o755)
+        return program
 
 
 def _asks_for_dynamic_linker(elf: bytes) -> bool:

@@ -24,6 +24,7 @@ import ports
 import roundtrip
 import sandbox
 import saved
+import shares
 import ssh
 import template
 from clock import Row, table
@@ -44,6 +45,7 @@ PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "ports": ports.measure,
     "sandbox": sandbox.measure,
     "saved": saved.measure,
+    "shares": shares.measure,
     "ssh": ssh.measure,
     "template": template.measure,
 }

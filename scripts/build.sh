@@ -1,19 +1,24 @@
 # shellcheck shell=bash
-# The Python environment (.venv) and the agent, built when their inputs changed. Sourced by ./dev.
+# The Python environment (.venv) and the programs in Rust, built when their inputs changed. Sourced by
+# ./dev.
+
+# Each a crate in a directory of that name, whose program is vmgr-NAME.
+readonly -a crates=(agent share-server)
 
 # set_up runtime|dev [GROUP...]: everything vmgr needs to run here, or also what tests and checks need;
 # and the packages of these groups.
 set_up() {
-  local agent environment=$1
+  local crate environment=$1
+  local -a groups=(system)
   shift
-  agent=$(agent_key)
-  if is_done agent "$agent" && [[ -x agent/target/release/vmgr-agent ]]; then
-    ensure_packages system "$@"
-  else
-    ensure_packages system rust "$@"
-  fi
+  for crate in "${crates[@]}"; do
+    is_built "$crate" || groups=(system rust)
+  done
+  ensure_packages "${groups[@]}" "$@"
   ensure_venv "$environment"
-  build_agent "$agent"
+  for crate in "${crates[@]}"; do
+    build_crate "$crate"
+  done
   release_lock
 }
 
@@ -47,25 +52,38 @@ ensure_venv() {
 
 has_venv() { [[ -x .venv/bin/python && -x .venv/bin/vmgr ]] && is_done "venv-$1" "$2"; }
 
-agent_key() {
-  find agent \( -path agent/target -o -path agent/fuzz \) -prune -o -type f -print0 |
+# crate_key CRATE
+crate_key() {
+  find "$1" \( -path "$1/target" -o -path "$1/fuzz" \) -prune -o -type f -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
 }
 
-# cargo_in_agent ARGUMENT...: in agent/, since its .cargo/config.toml says how to link.
-cargo_in_agent() {
-  local cargo
-  cargo=$(find_cargo) || die 'no cargo that is new enough for the agent'
-  (cd agent && PATH="${cargo%/*}:$PATH" CARGO_TARGET_DIR=$root/agent/target "$cargo" "$@")
+# is_built CRATE
+is_built() { is_done "$1" "$(crate_key "$1")" && [[ -x $1/target/release/vmgr-$1 ]]; }
+
+# cargo_in CRATE ARGUMENT...: in its directory, since its .cargo/config.toml says how to link.
+cargo_in() {
+  local cargo crate=$1
+  shift
+  cargo=$(find_cargo) || die "no cargo that is new enough for the crate $crate"
+  (cd "$crate" && PATH="${cargo%/*}:$PATH" CARGO_TARGET_DIR=$root/$crate/target "$cargo" "$@")
 }
 
-# build_agent KEY
-build_agent() {
-  if is_done agent "$1" && [[ -x agent/target/release/vmgr-agent ]]; then
-    return
-  fi
+# cargo_in_all ARGUMENT...: in each crate, also after one has failed.
+cargo_in_all() {
+  local crate status=0
+  for crate in "${crates[@]}"; do
+    cargo_in "$crate" "$@" || status=$?
+  done
+  return "$status"
+}
+
+# build_crate CRATE
+build_crate() {
+  ! is_built "$1" || return 0
   use_lock
-  say 'building the agent (usually under a minute)'
-  quietly agent cargo_in_agent build --release --locked
-  mark_done agent "$1"
+  ! is_built "$1" || return 0 # built while we waited
+  say "building the crate $1 (usually under a minute)"
+  quietly "$1" cargo_in "$1" build --release --locked
+  mark_done "$1" "$(crate_key "$1")"
 }

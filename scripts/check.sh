@@ -8,8 +8,8 @@ run_checks() {
   check 'ruff check' .venv/bin/ruff check .
   check 'ruff format' .venv/bin/ruff format --check .
   check 'mypy, src' .venv/bin/mypy
-  check 'cargo fmt' cargo_in_agent fmt --check
-  check 'cargo clippy' cargo_in_agent clippy --locked --quiet --all-targets -- -D warnings
+  check 'cargo fmt' cargo_in_all fmt --check
+  check 'cargo clippy' cargo_in_all clippy --locked --quiet --all-targets -- -D warnings
   check 'shellcheck' shellcheck --external-sources --check-sourced dev .ci/run
   ((failed == 0)) || die "$failed of the checks failed"
 }

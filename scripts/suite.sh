@@ -11,7 +11,7 @@ readonly ordinary_files=/tmp/vmgr-pytest
 # on QEMU's own network. All else computes, or does the same for everybody.
 readonly -a ordinary_part=(
   -m 'not slow' --basetemp="$ordinary_files" --durations=15
-  tests/{audit,sandbox,spawner,userenv}
+  tests/{audit,sandbox,share,spawner,userenv}
   tests/artifact/test_{privilege,staging}.py
   tests/doctor
   tests/helper/test_process_rules.py
@@ -33,8 +33,8 @@ run_suite() {
     exec .venv/bin/python -m pytest "$@"
   fi
   set_up dev rust test
-  say 'tests of the agent'
-  cargo_in_agent test --locked --quiet </dev/null || failed=1
+  say 'tests of the agent and the share server'
+  cargo_in_all test --locked --quiet </dev/null || failed=1
   suite_files=$(mktemp --directory)
   trap end_suite EXIT
   export VMGR_TEST_FAILURES=$suite_files/failures
@@ -72,7 +72,7 @@ end_suite() {
 
 # A user for this run, with a copy of the checkout as it is before root's tests use it.
 make_ordinary_user() {
-  local home copy lock
+  local home copy lock name
   exec {lock}>/run/lock/vmgr-test.lock
   flock "$lock"
   suite_lock=$lock
@@ -80,14 +80,17 @@ make_ordinary_user() {
   useradd --create-home --shell /bin/bash --comment "$test_user_mark" "$test_user"
   home=$(getent passwd "$test_user" | cut -d: -f6)
   copy=$home/vmgr
-  mkdir -p "$copy/agent/target/release" "$copy/.dev"
-  tar --create --exclude=./.venv --exclude=./.dev --exclude=./.git --exclude=./agent/target \
+  mkdir -p "$copy/.dev"
+  tar --create --exclude=./.venv --exclude=./.dev --exclude=./.git --exclude='./*/target' \
     --exclude=./agent/fuzz/target --exclude=__pycache__ --exclude='./.*_cache' \
     --directory="$root" . |
     tar --extract --directory="$copy" --no-same-owner
-  # The agent that root built: an ordinary user of this machine need not have a Rust toolchain.
-  cp "$root/agent/target/release/vmgr-agent" "$copy/agent/target/release/"
-  cp "$state/agent" "$copy/.dev/"
+  # What root built: an ordinary user of this machine need not have a Rust toolchain.
+  for name in "${crates[@]}"; do
+    mkdir -p "$copy/$name/target/release"
+    cp "$root/$name/target/release/vmgr-$name" "$copy/$name/target/release/"
+    cp "$state/$name" "$copy/.dev/"
+  done
   chown -R "$test_user:" "$home"
   chmod 666 "$VMGR_TEST_FAILURES"
   chmod 711 "$suite_files"

@@ -370,19 +370,6 @@ def home_with(template: Path, images: tuple[Path, Path]) -> Iterator[Home]:
     shutil.rmtree(templates, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def quick_module_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
-    """A `quick_home` for a whole module."""
-    data, cache = shared_images
-    templates = templates_of(cache)
-    shutil.rmtree(templates, ignore_errors=True)
-    shutil.copytree(small_template, templates, copy_function=os.link)
-    home = Home(short_directory(), data, cache, templates=True)
-    yield home
-    home.close()
-    shutil.rmtree(templates, ignore_errors=True)
-
-
 @pytest.fixture
 def quick_home(shared_images: tuple[Path, Path], small_template: Path) -> Iterator[Home]:
     """A home in which `SMALL` machines of `debian-minimal` first start from a template.

@@ -27,8 +27,9 @@ def checkout() -> Iterator[Path]:
         shutil.copy(ROOT / "dev", copy)
         for name in ("scripts", "requirements"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "agent").mkdir()
-        shutil.copy(ROOT / "agent/Cargo.toml", copy / "agent")
+        for crate in ("agent", "share-server"):
+            (copy / crate).mkdir()
+            shutil.copy(ROOT / crate / "Cargo.toml", copy / crate)
         shutil.copy(ROOT / "pyproject.toml", copy)
         if os.geteuid() == 0:
             for path in (copy, *copy.rglob("*")):

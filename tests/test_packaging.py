@@ -39,9 +39,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_an_executable_static_agent(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-manylinux_2_17_x86_64.whl")
     with zipfile.ZipFile(wheel) as archive:
-        entry = archive.getinfo("vmgr/_bin/vmgr-agent")
-        assert stat.S_IMODE(entry.external_attr >> 16) == 0o755
-        assert archive.read(entry)[:4] == b"\x7fELF"
+        for program in ("vmgr-agent", "vmgr-share-server"):
+            entry = archive.getinfo(f"vmgr/_bin/{program}")
+            assert stat.S_IMODE(entry.external_attr >> 16) == 0o755
+            assert archive.read(entry)[:4] == b"\x7fELF"
         shared = [name for name in archive.namelist() if ".data/data/share/" in name]
     assert sorted(Path(name).suffix for name in shared) == [".desktop", ".svg", ".xml"]
 
@@ -86,8 +87,12 @@ def test_sdist_has_what_a_build_needs_and_nothing_built(tmp_path: Path) -> None:
         "agent/Cargo.lock",
         "agent/.cargo/config.toml",
         "agent/src/main.rs",
+        "share-server/Cargo.toml",
+        "share-server/Cargo.lock",
+        "share-server/.cargo/config.toml",
+        "share-server/src/main.rs",
         "src/vmgr/agent_binary.py",
     ):
         assert needed in names
-    built = ("agent/target/", ".venv/", ".dev/", "src/vmgr/_bin/")
+    built = ("agent/target/", "share-server/target/", ".venv/", ".dev/", "src/vmgr/_bin/")
     assert not [name for name in names if name.startswith(built) or "__pycache__" in name]

@@ -212,9 +212,10 @@ def declared_dependencies() -> set[str]:
         *project["dependency-groups"]["dev"],
     ]
     names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
-    crate = tomllib.loads((ROOT / "agent/Cargo.toml").read_text())
-    for table in ("dependencies", "dev-dependencies", "build-dependencies"):
-        names |= set(crate.get(table, {}))
+    for manifest in ("agent/Cargo.toml", "share-server/Cargo.toml"):
+        crate = tomllib.loads((ROOT / manifest).read_text())
+        for table in ("dependencies", "dev-dependencies", "build-dependencies"):
+            names |= set(crate.get(table, {}))
     return names
 
 

@@ -43,6 +43,7 @@ pub mod requests;
 pub mod secrets;
 pub mod serve;
 pub mod server;
+pub mod share;
 pub mod still;
 pub mod task;
 pub mod volume;

@@ -17,7 +17,7 @@ use crate::launch::{self, Stdio};
 use crate::server::{Server, Target};
 use crate::task;
 use crate::wire::{self, Attach, Exec, Request};
-use crate::{clock, filesystem, network, pty, still, volume};
+use crate::{clock, filesystem, network, pty, share, still, volume};
 
 /// Jobs that run at once.
 pub(crate) const MAX_LIVE: usize = 256;
@@ -102,6 +102,13 @@ impl Server {
             Request::Ports => self.watch_ports().map(Some),
             Request::Connect(to) => self.connect(channel, to).map(|()| None),
             Request::Call(request) => self.call_request(channel, request).map(|()| None),
+            Request::Share(wanted) => self.share(channel, &wanted),
+            Request::Unshare { slot } => {
+                if let Some(mounted) = self.shares.remove(&slot) {
+                    mounted.unmount(self.ground.root)?;
+                }
+                Ok(Some(Vec::new()))
+            }
             Request::Grow => {
                 let root = self.ground.root;
                 self.start_task(channel, move || filesystem::grow(root).map(Some))
@@ -287,7 +294,11 @@ impl Server {
         channel: u32,
         work: impl FnOnce() -> Result<Option<u64>, Refusal>,
     ) -> Result<Option<Fields>, Refusal> {
-        let task = task::start(Some(channel), work)?;
+        self.watch_task(channel, task::start(Some(channel), work)?)?;
+        Ok(None)
+    }
+
+    fn watch_task(&mut self, channel: u32, task: task::Task) -> Result<(), Refusal> {
         self.last_number += 1;
         let number = self.last_number;
         self.event_loop
@@ -295,6 +306,21 @@ impl Server {
             .map_err(|errno| Refusal::system("cannot watch another task", errno))?;
         self.tasks.insert(number, task);
         self.channels.insert(channel, Target::Task(number));
+        Ok(())
+    }
+
+    /// Mount a directory of the host; one that is mounted has a new server.
+    fn share(&mut self, channel: u32, wanted: &share::Share) -> Result<Option<Fields>, Refusal> {
+        let (slot, root) = (wanted.slot, self.ground.root);
+        if share::announce(self.shares.get(&slot), wanted) {
+            return Ok(Some(Vec::new()));
+        }
+        if let Some(other) = self.shares.remove(&slot) {
+            other.unmount(root)?;
+        }
+        let (task, mounted) = share::start(channel, wanted, root)?;
+        self.watch_task(channel, task)?;
+        self.shares.insert(slot, mounted);
         Ok(None)
     }
 

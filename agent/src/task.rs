@@ -48,20 +48,30 @@ pub fn start_with(
         // Else it would keep the pipes of jobs open for as long as it takes.
         launch::close_others(&[keep, &[report.as_raw_fd()]].concat());
         let bytes = match work() {
-            Ok(None) => vec![DONE],
+            Ok(None) => done(),
             Ok(Some(number)) => [&[DONE][..], &number.to_le_bytes()].concat(),
-            Err(refusal) => {
-                let errno = refusal.errno.unwrap_or(0).to_le_bytes();
-                let mut bytes = [&[REFUSED][..], &errno, refusal.message.as_bytes()].concat();
-                bytes.truncate(MAX_ANSWER);
-                bytes
-            }
+            Err(refusal) => refused(&refusal),
         };
         let _ = File::from(report).write_all(&bytes);
         // SAFETY: ends the child without running what belongs to the agent.
         unsafe { libc::_exit(0) }
     }
     Ok(Task { channel, answer })
+}
+
+/// The answer of work that is done and gives nothing.
+#[must_use]
+pub fn done() -> Vec<u8> {
+    vec![DONE]
+}
+
+/// The answer of work that came to nothing.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> Vec<u8> {
+    let errno = refusal.errno.unwrap_or(0).to_le_bytes();
+    let mut bytes = [&[REFUSED][..], &errno, refusal.message.as_bytes()].concat();
+    bytes.truncate(MAX_ANSWER);
+    bytes
 }
 
 /// What a task's bytes say. No bytes: it died.

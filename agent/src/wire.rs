@@ -9,6 +9,7 @@ mod networks;
 mod placing;
 mod records;
 mod secrets;
+mod shares;
 mod volumes;
 
 use rmpv::{Value, ValueRef, decode, encode};
@@ -18,6 +19,7 @@ use crate::connection::Connect;
 use crate::error::Refusal;
 use crate::frame::{MAX_PAYLOAD, Violation};
 use crate::network::Network;
+use crate::share::Share;
 use crate::volume::Mount;
 
 pub use placing::{Placed, placing};
@@ -72,6 +74,10 @@ pub enum Request {
     },
     Thaw,
     Network(Network),
+    Share(Share),
+    Unshare {
+        slot: u32,
+    },
     Ports,
     Connect(Connect),
     Call(CallRequest),
@@ -374,6 +380,8 @@ pub fn request(payload: &[u8]) -> Result<Result<Request, Refusal>, Violation> {
         "thaw" => Ok(Request::Thaw),
         "network" => networks::network(&map).map(Request::Network),
         "ports" => Ok(Request::Ports),
+        "share" => shares::share(&map).map(Request::Share),
+        "unshare" => shares::slot(&map).map(|slot| Request::Unshare { slot }),
         "connect" => networks::connect(&map).map(Request::Connect),
         "calls" | "answer" | "refuse" => call::read(&operation, &map).map(Request::Call),
         "mount" => volumes::mount(&map).map(Request::Mount),

@@ -283,6 +283,14 @@ class MachinePaths:
     def console_socket(self) -> Path:
         return self.runtime / "console.sock"
 
+    def share_socket(self, slot: int) -> Path:
+        return self.runtime / f"share{slot}.sock"
+
+    @property
+    def shares_log(self) -> Path:
+        """What share servers say, which is little."""
+        return self.state / "shares.log"
+
 
 def ensure_private_directory(path: Path) -> None:
     """Make `path` (and its parents) a directory of mode 0700 that belongs to this user.

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmgr.cli.main import build_parser
-from vmgr.cli.parser import command_of, environment, port, size, split_command, volume_use
+from vmgr.cli.parser import (
+    command_of,
+    environment,
+    port,
+    share,
+    size,
+    split_command,
+    volume_use,
+)
 from vmgr.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -118,3 +130,30 @@ def test_volumes(text: str, volume: str, path: str | None, *, read_only: bool) -
 def test_what_is_no_volume(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         volume_use(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "guest", "read_only"),
+    [
+        ("/a", "/a", None, False),
+        ("/a:/b", "/a", "/b", False),
+        ("/a:/b:ro", "/a", "/b", True),
+        ("/a:ro", "/a", None, True),
+        ("/a:rw", "/a", None, False),
+        ("/a:b:/c", "/a:b", "/c", False),
+        ("/a,b c='\"\n:/é", "/a,b c='\"\n", "/é", False),
+    ],
+)
+def test_shares(text: str, host: str, guest: str | None, *, read_only: bool) -> None:
+    found = share(text)
+    assert (found.host, found.guest, found.read_only) == (host, guest, read_only)
+
+
+def test_a_shares_path_here_may_be_relative(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "with:colon").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert share(".").host == str(tmp_path)
+    assert share("with:colon").host == str(tmp_path / "with:colon")
+    for text in ("x:relative", ":/b", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            share(text)

@@ -1,14 +1,25 @@
 """What the command line must say. That QEMU takes it is seen in test_vmm.py."""
 
 import dataclasses
+import hashlib
 import itertools
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vmgr.errors import UsageError
-from vmgr.vmm.commandline import SANDBOX, SocketFds, VmmSpec, command_line, kernel_command_line
+from vmgr.vmm.commandline import (
+    LAYOUT,
+    SANDBOX,
+    SHARE_PORTS,
+    SocketFds,
+    VmmNetwork,
+    VmmSpec,
+    command_line,
+    kernel_command_line,
+)
 from vmgr.vmm.qemu import Qemu
 
 QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), "7.2.22", "pc-q35-7.2", "b")
@@ -41,6 +52,18 @@ def test_sockets_are_handed_over_as_fds() -> None:
     argv = command_line(spec(), QEMU, "tcg", SocketFds(7, 8, 9))
     for name, fd in (("qmp", 7), ("agent", 8), ("console", 9)):
         assert ("-chardev", f"socket,id={name},fd={fd},server=on,wait=off") in pairs(argv)
+
+
+def test_machines_that_see_other_devices_have_another_layout() -> None:
+    """Saved machines go on with the devices that they had: after a change, LAYOUT is raised."""
+    network = VmmNetwork(mac="52:54:00:00:00:01", tap_fd=20)
+    whole = spec(modules=Path("/m"), seed=Path("/s"), network=network, generation=uuid.UUID(int=1))
+    argv = command_line(whole, QEMU, "tcg", SocketFds(7, 8, 9, tuple(range(10, 10 + SHARE_PORTS))))
+    devices = [
+        value for word, value in itertools.pairwise(argv) if word in {"-device", "-cpu", "-machine"}
+    ]
+    seen = hashlib.sha256("\n".join(devices).encode()).hexdigest()[:16]
+    assert (LAYOUT, seen) == (1, "97d774ce01087c7e")
 
 
 def test_the_machine_type_is_a_versioned_one() -> None:

@@ -26,7 +26,13 @@ pub fn disk(name: &str) -> Option<PathBuf> {
 /// Open the port to the host.
 #[must_use]
 pub fn port() -> Option<OwnedFd> {
-    let path = by_attribute("/sys/class/virtio-ports", "name", PORT)?;
+    named_port(PORT)
+}
+
+/// Open a port to the host by its name.
+#[must_use]
+pub fn named_port(name: &str) -> Option<OwnedFd> {
+    let path = by_attribute("/sys/class/virtio-ports", "name", name)?;
     let file = File::options()
         .read(true)
         .write(true)

@@ -16,7 +16,7 @@ pub(crate) mod button;
 mod cmdline;
 mod cpus;
 pub(crate) mod devices;
-mod kmods;
+pub(crate) mod kmods;
 pub mod place;
 mod systemd;
 
@@ -231,7 +231,7 @@ fn mount_modules(asked: &CommandLine, root: &Place) -> Result<(), Trouble> {
 
 /// Where a machine's tools look for modules. /lib is a directory or a link to usr/lib; where there is
 /// neither, a merged one is made.
-fn modules_directory(root: &Place) -> String {
+pub(crate) fn modules_directory(root: &Place) -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let library = if root.has("lib") { "lib" } else { "usr/lib" };
     format!("{library}/modules/{}", release.trim())

@@ -55,6 +55,7 @@ __all__ = [
     "RefuseCall",
     "Request",
     "Resize",
+    "Share",
     "SignalJob",
     "Started",
     "Sync",
@@ -62,6 +63,7 @@ __all__ = [
     "Thaw",
     "Time",
     "Unmount",
+    "Unshare",
     "WatchPorts",
     "decode",
     "encode",
@@ -404,6 +406,24 @@ class Network(Request, frozen=True, kw_only=True, tag="network"):
     mtu: int | None = None
     resolvers: list[bytes] = field(default_factory=list)
     search: list[str] = field(default_factory=list)
+
+
+class Share(Request, frozen=True, kw_only=True, tag="share"):
+    """Mount a directory of the host; one that is mounted has a new server."""
+
+    slot: int
+    path: str
+    key: bytes
+    """What the stream to its server begins with."""
+    user: str
+    """Whom the person's files belong to in the machine."""
+    read_only: bool = False
+
+
+class Unshare(Request, frozen=True, kw_only=True, tag="unshare"):
+    """Unmount it."""
+
+    slot: int
 
 
 class WatchPorts(Request, frozen=True, kw_only=True, tag="ports"):

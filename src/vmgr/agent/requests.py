@@ -82,6 +82,29 @@ class MachineRequests:
         """Tell who called why nobody answers."""
         await self._ask(m.RefuseCall(call=call, message=message), m.Empty)
 
+    async def share(
+        self,
+        slot: int,
+        path: str,
+        key: bytes,
+        *,
+        user: str,
+        read_only: bool,
+        deadline: float | None = None,
+    ) -> None:
+        """Mount a directory of the host at `path`; one that is mounted there has a new server.
+
+        Args:
+            key: 32 bytes, which the server has too.
+            user: whom the person's files belong to in the machine.
+        """
+        request = m.Share(slot=slot, path=path, key=key, user=user, read_only=read_only)
+        await self._ask(request, m.Empty, deadline)
+
+    async def unshare(self, slot: int, *, deadline: float | None = None) -> None:
+        """Unmount what is mounted there, also while it is used."""
+        await self._ask(m.Unshare(slot=slot), m.Empty, deadline)
+
     async def grow(self, *, deadline: float | None = None) -> int:
         """Grow the root file system to its disk; gives its size in bytes."""
         return (await self._ask(m.Grow(), m.Grown, deadline)).bytes

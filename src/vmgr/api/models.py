@@ -14,6 +14,7 @@ from vmgr.api.base import Model
 from vmgr.api.clock import ClockInfo
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.secrets import SecretInfo, SecretUse, SetSecret
+from vmgr.api.shares import Share  # noqa: TC001 (msgspec resolves annotations at run time)
 from vmgr.api.volumes import AttachVolume, VolumeUse  # noqa: TC001 (msgspec resolves annotations)
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "ClockInfo",
     "ConfigEntry",
     "CreateMachine",
-    "CreateSnapshot",
     "Denied",
     "DoctorReport",
     "Error",
@@ -53,10 +53,6 @@ __all__ = [
     "SecretUse",
     "SetConfig",
     "SetSecret",
-    "SnapshotExport",
-    "SnapshotFile",
-    "SnapshotImport",
-    "SnapshotInfo",
     "SshServer",
     "StopMachine",
     "StopReport",
@@ -176,6 +172,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     auto_ports: bool | None = None
     """Whether what it listens on appears on this computer; None: as configured, and not for an
     ephemeral one."""
+    shares: list[Share] = field(default_factory=list)
+    """Directories of this computer that it sees."""
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False
@@ -296,6 +294,8 @@ class MachineInfo(Model, frozen=True, kw_only=True):
     """What is forwarded and what appeared by itself."""
     host_commands: HostCommands = HostCommands()
     volumes: list[VolumeUse] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    """Directories of this computer that it sees."""
     notes: list[str] = field(default_factory=list)
     """Things the person should know: under emulation QEMU promises no isolation, and so on."""
 
@@ -317,64 +317,6 @@ class ForkedMachine(Model, frozen=True, kw_only=True):
     """Why it did not start; then there is no such machine."""
     seconds: float | None = None
     """From the request until it was ready."""
-
-
-class CreateSnapshot(Model, frozen=True, kw_only=True):
-    """What a new snapshot is to be called."""
-
-    tag: str | None = None
-    """None: the time now."""
-
-
-class SnapshotInfo(Model, frozen=True, kw_only=True):
-    """A machine as it was at one moment."""
-
-    name: str
-    """`MACHINE:TAG`."""
-    machine: str
-    tag: str
-    created_at: float
-    memory: bool
-    """Whether it ran: then what ran in it goes on when it is restored."""
-    image: str
-    image_digest: str
-    cpus: int
-    memory_bytes: int
-    disk_bytes: int
-    size_bytes: int
-    """What it takes on this computer's disk."""
-
-
-class SnapshotExport(Model, frozen=True, kw_only=True):
-    """Write a snapshot to one file on this host."""
-
-    snapshot: str
-    """`MACHINE:TAG`."""
-    path: str
-    """Absolute. The helper makes it with the rights of the person; nobody else may read it."""
-    force: bool = False
-    """Replace a file that is there."""
-    without_image: bool = False
-    """Leave out image and kernel, for a computer that has the same ones."""
-
-
-class SnapshotFile(Model, frozen=True, kw_only=True):
-    """A file with a snapshot in it."""
-
-    snapshot: str
-    path: str
-    size_bytes: int
-    image: bool
-    """Whether the image, and the kernel where it is needed, are in it too."""
-
-
-class SnapshotImport(Model, frozen=True, kw_only=True):
-    """Take a snapshot from a file on this host."""
-
-    path: str
-    """Absolute."""
-    name: str | None = None
-    """`MACHINE:TAG`; None: as it was called where it came from."""
 
 
 class StopMachine(Model, frozen=True, kw_only=True):

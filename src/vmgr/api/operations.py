@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vmgr.api import models as m
+from vmgr.api import snapshots
 from vmgr.api.audit import AuditReport
 from vmgr.api.hostcommands import HostCommandsChange
+from vmgr.api.shares import Share, UnwantedShare
 from vmgr.api.usage import Usage
 from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 
@@ -200,7 +202,7 @@ OPERATIONS: dict[str, Operation] = {
             "GET",
             "/snapshots",
             "Snapshots of all machines, or of one",
-            response=list[m.SnapshotInfo],
+            response=list[snapshots.SnapshotInfo],
             query=(Parameter("machine", str, "only those of machines of this name"),),
         ),
         Operation(
@@ -208,8 +210,8 @@ OPERATIONS: dict[str, Operation] = {
             "POST",
             "/machines/{machine}/snapshots",
             "Take a snapshot of it",
-            m.CreateSnapshot,
-            m.SnapshotInfo,
+            snapshots.CreateSnapshot,
+            snapshots.SnapshotInfo,
         ),
         Operation(
             "snapshot_restore",
@@ -224,15 +226,15 @@ OPERATIONS: dict[str, Operation] = {
             "DELETE",
             "/snapshots/{snapshot}",
             "Remove a snapshot",
-            response=m.SnapshotInfo,
+            response=snapshots.SnapshotInfo,
         ),
         Operation(
             "snapshot_export",
             "GET",
             "/snapshots/export",
             "Write a snapshot to one file",
-            m.SnapshotExport,
-            m.SnapshotFile,
+            snapshots.SnapshotExport,
+            snapshots.SnapshotFile,
             stream="image",
         ),
         Operation(
@@ -240,8 +242,8 @@ OPERATIONS: dict[str, Operation] = {
             "GET",
             "/snapshots/import",
             "Take a snapshot from a file",
-            m.SnapshotImport,
-            m.SnapshotInfo,
+            snapshots.SnapshotImport,
+            snapshots.SnapshotInfo,
             stream="image",
         ),
         Operation("volume_list", "GET", "/volumes", "All volumes", response=list[VolumeInfo]),
@@ -301,6 +303,28 @@ OPERATIONS: dict[str, Operation] = {
             "Answer questions about what machines may do",
             stream="question",
             query=(Parameter("machine", str, "only questions about this machine"),),
+        ),
+        Operation(
+            "share_list",
+            "GET",
+            "/machines/{machine}/shares",
+            "Directories of this computer in it",
+            response=list[Share],
+        ),
+        Operation(
+            "share_add",
+            "POST",
+            "/machines/{machine}/shares",
+            "Share a directory of this computer with it",
+            Share,
+            Share,
+        ),
+        Operation(
+            "share_remove",
+            "POST",
+            "/machines/{machine}/shares/remove",
+            "Stop sharing a directory",
+            UnwantedShare,
         ),
         Operation(
             "port_list",

@@ -2,15 +2,16 @@
 
 The helper is who asks; VMMs are those of its machines, and those that it has started for a
 template; what the network is made of (holder, switchboard, egress) the helper knows, or it is
-marked in its environment; monitors are the parents of what runs in a sandbox; the SSH server is
-where the helper says; every further child of the helper is a worker: qemu-img, builders of images.
+marked in its environment; share servers the helper knows, or their program tells; monitors are the
+parents of what runs in a sandbox; the SSH server is where the helper says; every further child of
+the helper is a worker: qemu-img, builders of images.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,13 +20,13 @@ from vmgr.audit.proc import look, signal_name, unix_sockets
 from vmgr.audit.rules import Surroundings, network_problems, problems, purpose_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmgr.audit.proc import Seen
     from vmgr.audit.rules import Role
     from vmgr.paths import Paths
 
-__all__ = ["NetworkPart", "Vmm", "audit"]
+__all__ = ["NetworkPart", "SharePart", "Vmm", "audit"]
 
 _MARK: Final = "VMGR_NETWORK"  # of vmgr.network, in the environment of what it starts
 
@@ -51,10 +52,26 @@ class NetworkPart:
     """The sandbox that it was started in."""
 
 
+@dataclass(frozen=True)
+class SharePart:
+    """A process that serves a share."""
+
+    pid: int
+    machine: str
+    level: str
+    """The sandbox that it was started in."""
+    directory: str
+    """What it serves."""
+
+
 def audit(
-    paths: Paths, vmms: list[Vmm], network: list[NetworkPart], ssh: int | None = None
+    paths: Paths,
+    vmms: list[Vmm],
+    network: list[NetworkPart],
+    ssh: int | None = None,
+    shares: Sequence[SharePart] = (),
 ) -> AuditReport:
-    """Look at this process, its children, the VMMs, the network and the SSH server; blocks."""
+    """Look at this process, its children, VMMs, network, share servers and SSH server; blocks."""
     own = look(os.getpid())
     places = {paths.state, paths.cache, paths.data, paths.runtime, paths.config}
     around = Surroundings(
@@ -66,12 +83,15 @@ def audit(
     reports = [_report("helper", own, None, around)]
     named = {vmm.pid: vmm for vmm in vmms}
     parts = {part.pid: part for part in network}
-    for role, pid in _below(own.pid, named, parts):
+    served = {share.pid: share for share in shares}
+    for role, pid in _below(own.pid, named, parts, served):
         if pid == ssh:  # which may be no child of ours; see below
             continue
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             seen = look(pid)
-            if role == "network":
+            if role == "share":
+                reports.append(_share(seen, served.get(pid), around))
+            elif role == "network":
                 reports.append(_network(seen, parts.get(pid), around, own.pid))
             else:
                 reports.append(_report(role, seen, named.get(pid), around))
@@ -100,6 +120,17 @@ def _network(
         return _described("network", seen, None, around, problems("network", seen, None, around))
     found = network_problems(known.name, seen, known.level, around)
     return _described("network", seen, None, around, found)
+
+
+def _share(seen: Seen, share: SharePart | None, around: Surroundings) -> AuditedProcess:
+    # One that is just being started is at its level when its machine knows of it.
+    level = _level(seen, None) if share is None else share.level
+    there = () if share is None else (f"{os.path.realpath(share.directory)}/",)
+    inside = replace(around, directories=there)
+    settled = share is not None
+    found = problems("share", seen, level, inside) if settled else iter(())
+    machine = None if share is None else share.machine
+    return _described("share", seen, machine, inside, found)
 
 
 def _report(role: Role, seen: Seen, vmm: Vmm | None, around: Surroundings) -> AuditedProcess:
@@ -148,22 +179,28 @@ def _level(seen: Seen, vmm: Vmm | None) -> str | None:
 
 
 def _below(
-    helper: int, named: dict[int, Vmm], parts: dict[int, NetworkPart]
+    helper: int,
+    named: dict[int, Vmm],
+    parts: dict[int, NetworkPart],
+    shares: dict[int, SharePart],
 ) -> Iterator[tuple[Role, int]]:
     """What the helper and those before it have started, each with its role, VMMs first."""
     children = _children(helper)
     # A VMM that is no machine's (a template is being built) stands below a monitor as well.
     inside = {pid for child in children if _is_monitor(child) for pid in _children(child)}
     starting = {pid for pid in inside | children if _is_marked(pid)}
-    vmms = named.keys() | (inside - starting)
+    serving = shares.keys() | {pid for pid in inside | children if _serves(pid)}
+    vmms = named.keys() | (inside - starting - serving)
     vmms |= {pid for pid in children if "qemu-system" in _program(pid)}
     network = parts.keys() | starting
-    parents = {parent for pid in vmms | network if (parent := _parent(pid)) is not None}
+    parents = {parent for pid in vmms | network | serving if (parent := _parent(pid)) is not None}
     monitors = {pid for pid in parents | children if _is_monitor(pid)}
     yield from (("vmm", pid) for pid in sorted(vmms))
     yield from (("monitor", pid) for pid in sorted(monitors))
     yield from (("network", pid) for pid in sorted(network - monitors))
-    yield from (("worker", pid) for pid in sorted(children - vmms - monitors - network))
+    yield from (("share", pid) for pid in sorted(serving - monitors))
+    known = vmms | monitors | network | serving
+    yield from (("worker", pid) for pid in sorted(children - known))
 
 
 def _program(pid: int) -> str:
@@ -171,6 +208,15 @@ def _program(pid: int) -> str:
         return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
     except OSError:
         return ""
+
+
+def _serves(pid: int) -> bool:
+    """Whether it is a share server, or just turns into one."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"vmgr-share-server\0" in command and not _is_monitor(pid)
 
 
 def _is_monitor(pid: int) -> bool:

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Role", "Surroundings", "network_problems", "problems", "purpose_of"]
 
-Role = Literal["helper", "vmm", "monitor", "network", "ssh", "worker"]
+Role = Literal["helper", "vmm", "monitor", "network", "share", "ssh", "worker"]
 
 _UMASK: Final = 0o077
+_UMASK_OF_SHARES: Final = 0  # the modes are the machine's to say
 _PIPE: Final = int(signal.SIGPIPE)
 _FILE_SIZE: Final = int(signal.SIGXFSZ)
 # Python ignores SIGXFSZ itself, so that a too large file is an error; QEMU ignores SIGPIPE itself.
 _MAY_IGNORE: Final[dict[Role, set[int]]] = {
     "helper": {_PIPE, _FILE_SIZE}, "vmm": {_PIPE}, "monitor": set(), "worker": set(),
     "ssh": {_PIPE, _FILE_SIZE},
+    "share": {_PIPE},  # as programs in Rust do
     "network": {_PIPE, _FILE_SIZE},  # the switchboard is Python; slirp4netns ignores SIGPIPE itself
 }  # fmt: skip
 # Those that they read from a signalfd instead of handling: QEMU's util/main-loop.c, bubblewrap.
@@ -35,6 +37,7 @@ _MAY_BLOCK: Final[dict[Role, set[int]]] = {
     "vmm": {signal.SIGBUS, signal.SIGUSR1, signal.SIGALRM, signal.SIGIO},
     "monitor": {signal.SIGCHLD},
     "network": set(),
+    "share": set(),
     "ssh": set(),
     "worker": set(),
 }
@@ -81,7 +84,7 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     if kind == "socket":
         path = around.sockets.get(target)
         # Connections have no name; those of the network are not a VMM's.
-        nameless = role in {"helper", "network", "ssh"} or path is not None
+        nameless = role in {"helper", "network", "share", "ssh"} or path is not None
         return f"socket {path}" if path else "connection" if nameless else None
     standard = "standard stream" if number <= 2 else None  # noqa: PLR2004 (0, 1 and 2)
     if target == "/dev/null":
@@ -90,7 +93,10 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     if role == "vmm":
         return _purpose_in_vmm(target, ours=ours)
     # 0, 1 and 2 are what its starter gave it.
-    return "file of vmgr" if ours else standard or _purpose_outside(role, target)
+    if role == "share":
+        ours = f"{target}/".startswith(around.directories)
+    kept = "file of the share" if role == "share" else "file of vmgr"
+    return kept if ours else standard or _purpose_outside(role, target)
 
 
 def _purpose_outside(role: Role, target: str) -> str | None:
@@ -121,19 +127,20 @@ def problems(
     yield from _anyone(role, seen, around)
     if role == "helper":
         yield from _helper(seen)
-    if role in {"vmm", "monitor"}:
+    if role in {"vmm", "monitor", "share"}:
         yield from _sandboxed(role, seen, level, around)
     if role == "vmm" and settled:
         yield from _vmm(seen)
 
 
 def _anyone(role: Role, seen: Seen, around: Surroundings) -> Iterator[str]:
+    umask = _UMASK_OF_SHARES if role == "share" else _UMASK
     rules = (
         (
             set(seen.uids) != {around.uid},
             f"it runs as {seen.uids}, not {around.uid} (rule 1)",
         ),
-        (seen.umask != _UMASK, f"its umask is {seen.umask:04o}, not {_UMASK:04o} (rule 1)"),
+        (seen.umask != umask, f"its umask is {seen.umask:04o}, not {umask:04o} (rule 1)"),
         (seen.terminal, "it has a controlling terminal (rule 4)"),
         (seen.core_limit != 0, "it may leave a core dump (rule 7)"),
         (
@@ -167,15 +174,16 @@ def _helper(seen: Seen) -> Iterator[str]:
 
 
 def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) -> Iterator[str]:
-    if not seen.no_new_privs:
+    # At the level `filter` a share server has no sandbox at all; `info` and `doctor` say so.
+    if not seen.no_new_privs and (role, level) != ("share", "filter"):
         yield "it could gain privileges (no_new_privs is off)"
-    allowed = _SANDBOXED_ENVIRONMENT if role == "vmm" else _NETWORK_ENVIRONMENT
+    allowed = _NETWORK_ENVIRONMENT if role == "monitor" else _SANDBOXED_ENVIRONMENT
     for name in sorted(set(seen.environment) - allowed):
         yield f"its environment has {name} (rule 4)"
-    if role == "vmm" and level is None:
+    if role != "monitor" and level is None:
         yield "which sandbox it was started in is not known"
     # At the level `filter` that is all that the host permits; `info` and `doctor` say so.
-    if role == "vmm" and level != "filter":
+    if role != "monitor" and level != "filter":
         yield from _apart(seen, around)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmgr.api.models import PortForward, SecretUse
+    from vmgr.api.shares import Share
     from vmgr.api.volumes import AttachVolume
 
 __all__ = [
@@ -235,6 +236,47 @@ def volume_use(text: str) -> AttachVolume:
     if not name or (path and not path.startswith("/")):
         raise argparse.ArgumentTypeError(f'"{text}" is not a volume like data:/srv/data or data')
     return AttachVolume(volume=name, path=path or None, read_only=read_only)
+
+
+def share_option(parser: argparse._ActionsContainer) -> None:
+    """Declare directories of this computer."""
+    parser.add_argument(
+        "--share", action="append", type=share, default=[], dest="shares",
+        metavar="HOST[:GUEST][:ro]", help="let it see this directory of this computer",
+    )  # fmt: skip
+
+
+def share(text: str) -> Share:
+    """`HOST[:GUEST][:ro]`; the host's path may be relative, the machine's not.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    from vmgr.api.shares import Share
+
+    rest, read_only = text, False
+    for ending in (":ro", ":rw"):
+        if rest.endswith(ending):
+            rest, read_only = rest.removesuffix(ending), ending == ":ro"
+            break
+    host, colon, guest = rest.rpartition(":")
+    if not colon or (not guest.startswith("/") and os.path.isdir(rest)):  # noqa: PTH112 (no Path on the CLI's way)
+        host, guest = rest, ""
+    elif not guest.startswith("/"):
+        raise argparse.ArgumentTypeError(
+            f'"{guest}" is not an absolute path in the machine, as in DIR:/mnt/dir'
+        )
+    if not host:
+        raise argparse.ArgumentTypeError(f'"{text}" is not HOST[:GUEST][:ro]')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the path is not UTF-8, which shares need") from None
+    return Share(
+        host=os.path.abspath(os.path.expanduser(host)),  # noqa: PTH100, PTH111 (likewise)
+        guest=guest or None,
+        read_only=read_only,
+    )
 
 
 def net_option(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,14 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.shares import Share, UnwantedShare
+from vmgr.api.snapshots import (
+    CreateSnapshot,
+    SnapshotExport,
+    SnapshotFile,
+    SnapshotImport,
+    SnapshotInfo,
+)
 from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 from vmgr.client import launch
 from vmgr.client.core import Exchange, Notes, error_of
@@ -206,14 +214,14 @@ class Client:
         return self._call(m.StopReport, "machine_kill", {"machine": machine})
 
     # -- snapshots ---------------------------------------------------------------------------------
-    def snapshot_list(self, machine: str | None = None) -> list[m.SnapshotInfo]:
+    def snapshot_list(self, machine: str | None = None) -> list[SnapshotInfo]:
         """Snapshots of all machines or of one, oldest first."""
-        return self._call(list[m.SnapshotInfo], "snapshot_list", query={"machine": machine})
+        return self._call(list[SnapshotInfo], "snapshot_list", query={"machine": machine})
 
-    def snapshot_create(self, machine: str, tag: str | None = None) -> m.SnapshotInfo:
+    def snapshot_create(self, machine: str, tag: str | None = None) -> SnapshotInfo:
         """Take a snapshot of a machine; with its memory where it runs or is suspended."""
         return self._call(
-            m.SnapshotInfo, "snapshot_create", {"machine": machine}, body=m.CreateSnapshot(tag=tag)
+            SnapshotInfo, "snapshot_create", {"machine": machine}, body=CreateSnapshot(tag=tag)
         )
 
     def snapshot_restore(self, snapshot: str, *, force: bool = False) -> m.MachineInfo:
@@ -222,21 +230,21 @@ class Client:
             m.MachineInfo, "snapshot_restore", {"snapshot": snapshot}, query={"force": force}
         )
 
-    def snapshot_remove(self, snapshot: str) -> m.SnapshotInfo:
+    def snapshot_remove(self, snapshot: str) -> SnapshotInfo:
         """Remove a snapshot, `MACHINE:TAG`."""
-        return self._call(m.SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
+        return self._call(SnapshotInfo, "snapshot_remove", {"snapshot": snapshot})
 
     def snapshot_export(
-        self, export: m.SnapshotExport, on_progress: Callable[[s.Progress], None] | None = None
-    ) -> m.SnapshotFile:
+        self, export: SnapshotExport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> SnapshotFile:
         """Write a snapshot to one file on this host."""
-        return self._work(m.SnapshotFile, "snapshot_export", export, on_progress)
+        return self._work(SnapshotFile, "snapshot_export", export, on_progress)
 
     def snapshot_import(
-        self, source: m.SnapshotImport, on_progress: Callable[[s.Progress], None] | None = None
-    ) -> m.SnapshotInfo:
+        self, source: SnapshotImport, on_progress: Callable[[s.Progress], None] | None = None
+    ) -> SnapshotInfo:
         """Take a snapshot from a file on this host."""
-        return self._work(m.SnapshotInfo, "snapshot_import", source, on_progress)
+        return self._work(SnapshotInfo, "snapshot_import", source, on_progress)
 
     # -- volumes -----------------------------------------------------------------------------------
     def volume_list(self) -> list[VolumeInfo]:
@@ -277,6 +285,19 @@ class Client:
         return self._call(m.MachineInfo, "host_commands_change", {"machine": machine}, body=change)
 
     # -- ports -------------------------------------------------------------------------------------
+    def share_list(self, machine: str) -> list[Share]:
+        """The directories of this computer in a machine."""
+        return self._call(list[Share], "share_list", {"machine": machine})
+
+    def share_add(self, machine: str, share: Share) -> Share:
+        """Share a directory of this computer with a machine, now if it runs and at each start."""
+        return self._call(Share, "share_add", {"machine": machine}, body=share)
+
+    def share_remove(self, machine: str, guest: str) -> None:
+        """Stop sharing what a machine sees at `guest`."""
+        body = UnwantedShare(guest=guest)
+        self._call(type(None), "share_remove", {"machine": machine}, body=body)
+
     def port_list(self, machine: str) -> list[m.PortForward]:
         """A machine's forwarded ports."""
         return self._call(list[m.PortForward], "port_list", {"machine": machine})

@@ -133,6 +133,7 @@ class Accounts:
         if after.run_as != user.run_as:
             # They are who may call this computer.
             await self._helper.host_calls.tell(machine, channel, machine.greeting.features)
+            await self._helper.shares.renew(machine)
         if problem:
             log.warning("machine %s: account %s: %s", machine.name, user.name, problem)
         if notice is not None:

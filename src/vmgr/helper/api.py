@@ -14,7 +14,7 @@ from vmgr._version import __version__
 from vmgr.agent.session import VERSIONS
 from vmgr.api import models as m
 from vmgr.api.openapi import document
-from vmgr.audit import NetworkPart, Vmm, audit
+from vmgr.audit import NetworkPart, SharePart, Vmm, audit
 from vmgr.doctor import examine
 from vmgr.helper import session
 from vmgr.helper.streaming import Streaming, job_number
@@ -24,6 +24,8 @@ from vmgr.network import strays
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
     from vmgr.api.audit import AuditReport
+    from vmgr.api.shares import Share
+    from vmgr.api.snapshots import SnapshotInfo
     from vmgr.api.usage import Usage
     from vmgr.api.volumes import VolumeInfo
     from vmgr.helper.helper import Helper
@@ -95,10 +97,15 @@ class Api(Streaming):
         paths = self._helper.paths
         known = [NetworkPart(p.pid, p.name, p.level) for p in self._helper.network.parts()]
 
+        shares = [
+            SharePart(s.pid, s.machine, s.level, s.directory)
+            for s in self._helper.shares.processes()
+        ]
+
         def look() -> AuditReport:
             unknown = strays(paths.runtime, {part.pid for part in known})
             parts = [*known, *(NetworkPart(pid, None) for pid, _ in unknown)]
-            return audit(paths, vmms, parts, self._helper.ssh.pid)
+            return audit(paths, vmms, parts, self._helper.ssh.pid, shares)
 
         return await self._helper.executors.in_files(look)
 
@@ -189,10 +196,10 @@ class Api(Streaming):
 
     # -- snapshots --------------------------------------------------------------------------
 
-    async def snapshot_list(self, call: Call) -> list[m.SnapshotInfo]:
+    async def snapshot_list(self, call: Call) -> list[SnapshotInfo]:
         return self._helper.snapshots.infos(call.query["machine"])
 
-    async def snapshot_create(self, call: Call) -> m.SnapshotInfo:
+    async def snapshot_create(self, call: Call) -> SnapshotInfo:
         return await self._helper.snapshots.create(call.path["machine"], call.body.tag)
 
     async def snapshot_restore(self, call: Call) -> m.MachineInfo:
@@ -201,7 +208,7 @@ class Api(Streaming):
         )
         return await self._helper.machines.info(machine.name)
 
-    async def snapshot_remove(self, call: Call) -> m.SnapshotInfo:
+    async def snapshot_remove(self, call: Call) -> SnapshotInfo:
         return await self._helper.snapshots.remove(call.path["snapshot"])
 
     # -- volumes ----------------------------------------------------------------------------
@@ -237,6 +244,19 @@ class Api(Streaming):
         machine = self._helper.machines.get(call.path["machine"])
         await self._helper.host_calls.change(machine, call.body)
         return await self._helper.machines.info(machine.name)
+
+    # -- shares -----------------------------------------------------------------------------
+
+    async def share_list(self, call: Call) -> list[Share]:
+        return self._helper.machines.get(call.path["machine"]).shares()
+
+    async def share_add(self, call: Call) -> Share:
+        machine = self._helper.machines.get(call.path["machine"])
+        return await self._helper.shares.add(machine, call.body)
+
+    async def share_remove(self, call: Call) -> None:
+        machine = self._helper.machines.get(call.path["machine"])
+        await self._helper.shares.remove(machine, call.body.guest)
 
     # -- ports ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from vmgr.api.models import SnapshotExport, SnapshotFile, SnapshotImport, SnapshotInfo
+from vmgr.api.snapshots import SnapshotExport, SnapshotFile, SnapshotImport, SnapshotInfo
 from vmgr.archive.packing import digests, pack, unpack
 from vmgr.archive.target import NewFile, exists
 from vmgr.artifact.faults import failed

@@ -119,6 +119,8 @@ async def capture(
             resync_keys=keys,
             memory_used=used,
             volumes=list(volumes),
+            share_ports=row.share_ports,
+            layout=row.layout,
         ),
         held,
     )

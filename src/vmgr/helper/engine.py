@@ -226,8 +226,9 @@ class Engine:
 
         The caller holds the machine's lock; the channel is closed where this fails.
         """
+        introduced = machine.status == "starting"
         try:
-            if machine.status == "starting":
+            if introduced:
                 # Whether the helper that started it came to this, nobody knows; twice does no harm.
                 await self.starting.introduce(machine, channel, greeting)
             elif "still" in greeting.features:
@@ -236,8 +237,9 @@ class Engine:
             channel.close()
             raise
         machine.connected(channel, greeting)
-        if machine.status != "starting" and machine.vmm is not None:
+        if not introduced and machine.vmm is not None:
             await self._helper.volumes.bring_again(machine, machine.vmm, channel)
+            await self._helper.shares.readopt(machine, channel)
         if machine.status != "running":
             # It runs: from here on its disk is the person's.
             await machine.move(
@@ -364,6 +366,7 @@ class Engine:
         machine.vmm = None
         machine.unheld.set()
         self._helper.ports.ended(machine)
+        self._helper.shares.ended(machine)
         await vmm.close()
         level = logging.WARNING if ended.cause in {"failed", "panic"} else logging.INFO
         log.log(level, "machine %s: its VMM ended: %s", machine.name, ended.reason)

@@ -71,9 +71,12 @@ class EphemeralRun:
         image = wanted.image or str((await self._helper.settings()).get("image.default"))
         await self._helper.images.ensure(image, progress)
         machine = await self._helper.pool.take(wanted)
+        waited = machine is not None
         if machine is None:
             machine = await machines.create(wanted)
         try:
+            if waited:
+                await self._helper.shares.give(machine, wanted.shares)
             await machines.start(machine.name, progress)
             job = await machines.exec(machine, request.spec, relay)
         except BaseException:

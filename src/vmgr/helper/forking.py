@@ -85,7 +85,7 @@ class Forking:
             problems = await self._copy_disks(children)
             origin = Origin(
                 "fork", Restore(memory, devices), state.resync_keys, kernel, state.machine_type,
-                volumes=state.volumes,
+                state.share_ports, state.layout, volumes=state.volumes,
             )  # fmt: skip
             outcomes = await asyncio.gather(
                 *(
@@ -222,6 +222,7 @@ def copied_row(row: MachineRow, name: str) -> MachineRow:
         host_commands=HostCommands(),
         # The caller knows which volumes it may have.
         volumes=[],
+        share_servers=[],
         created_at=time.time(),
         started_at=None,
         boot_seconds=None,

@@ -35,6 +35,7 @@ from vmgr.helper.pool import Pool
 from vmgr.helper.ports import Ports
 from vmgr.helper.resolving import follow_resolver
 from vmgr.helper.secrets import Secrets
+from vmgr.helper.shares import Shares
 from vmgr.helper.snapshots import Snapshots
 from vmgr.helper.ssh import Ssh
 from vmgr.helper.standing import tell_status
@@ -102,6 +103,7 @@ class Helper:
             self._sandbox_required,
         )
         self.ports = Ports(self)
+        self.shares = Shares(self)
         self.ssh = Ssh(self)
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)

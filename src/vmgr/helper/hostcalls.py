@@ -255,9 +255,10 @@ class HostCalls:
     @staticmethod
     def _shared(machine: Machine) -> Translation:
         """The directories that a machine and this computer both see."""
-        del machine
-        shares: list[Shared] = []
-        return Translation(shares)
+        return Translation(
+            Shared(os.fsencode(share.host), os.fsencode(share.guest))
+            for share in machine.row.shares
+        )
 
 
 def _find(

@@ -18,6 +18,7 @@ import msgspec
 
 from vmgr.agent import FIRST_KEY
 from vmgr.api.models import MachineInfo, NetworkInfo, VmmInfo
+from vmgr.api.shares import Share
 from vmgr.errors import VmgrError, WrongStateError
 from vmgr.helper.userrow import user_notes
 from vmgr.machine.lifecycle import check_permits, next_status
@@ -48,6 +49,8 @@ __all__ = ["EMULATION_NOTE", "OPEN_NOTE", "Machine", "ResyncKeys", "Services"]
 EMULATION_NOTE = "runs under software emulation (TCG), for which QEMU promises no isolation"
 
 OPEN_NOTE = "its VMM has only a system call filter and could read your files: see vmgr doctor"
+
+_WHY_FUSE = "works with memory that is shared with a template, when saved, and in copies"
 
 _WITHOUT_VMM = frozenset({"creating", "stopped", "removing", "suspended", "restoring"})
 
@@ -91,6 +94,8 @@ class Machine:
         """Set when its agent has said hello; cleared by who waits for the next."""
         self.automatic: list[PortForward] = []
         """Ports that appeared by themselves."""
+        self.share_problems: dict[int, str] = {}
+        """Why shares do not work, by their slots."""
         self.stopped = asyncio.Event()
         """Set while there is no VMM."""
         self._entering = 0
@@ -308,8 +313,24 @@ class Machine:
             ports=[*row.ports, *self.automatic],
             volumes=row.volumes,
             host_commands=row.host_commands,
+            shares=self.shares(),
             notes=[*_notes(vmm), *user_notes(row.user)],
         )
+
+    def shares(self) -> list[Share]:
+        """The directories of this computer in it."""
+        live = not self.stopped.is_set()
+        return [
+            Share(
+                host=share.host,
+                guest=share.guest,
+                read_only=share.read_only,
+                transport="fuse" if live else None,
+                reason=_WHY_FUSE if live else None,
+                problem=self.share_problems.get(share.slot) if live else None,
+            )
+            for share in self.row.shares
+        ]
 
     def _network(self) -> NetworkInfo | None:
         row = self.row

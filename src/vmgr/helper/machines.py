@@ -46,6 +46,7 @@ from vmgr.helper.hostcalls import rights_of
 from vmgr.helper.machine import Machine, Services
 from vmgr.helper.ports import check_ports
 from vmgr.helper.reconcile import reconcile
+from vmgr.helper.shares import share_rows
 from vmgr.helper.store import MachineRow
 from vmgr.helper.userdata import check_user_data
 from vmgr.image import create_disk
@@ -153,6 +154,7 @@ class Machines:
         name = self._free_name(request.name)
         check_ports(request.ports)
         await self._helper.policies.check(request)
+        await self._helper.shares.check(request.shares)
         if request.snapshot is not None:
             return await self._helper.snapshots.make(request.snapshot, request)
         row, image = await self._row(request, name)
@@ -230,6 +232,7 @@ class Machines:
             memory_bytes=memory,
             disk_bytes=request.disk_bytes or int(config.get("machine.disk")),
             ports=request.ports,
+            shares=share_rows(request.shares),
             auto_ports=request.auto_ports,
             volumes=await self._helper.volumes.wanted(request.volumes),
             ephemeral=request.ephemeral,

@@ -52,7 +52,7 @@ class Pool:
             await self.empty()
             return None
         # A machine that was given a name, ports or volumes is one of a kind.
-        kind = msgspec.structs.replace(wanted, ephemeral=True)
+        kind = msgspec.structs.replace(wanted, ephemeral=True, shares=[])
         if kind.name is not None or kind.ports or kind.cold or kind.snapshot is not None:
             return None
         if kind.volumes:

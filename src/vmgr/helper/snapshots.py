@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from vmgr.api.models import SnapshotInfo
+from vmgr.api.snapshots import SnapshotInfo
 from vmgr.artifact.faults import failed
 from vmgr.artifact.sparse import copy_sparse
 from vmgr.artifact.staging import staging
@@ -28,6 +28,7 @@ from vmgr.helper.capturing import capture
 from vmgr.helper.forking import copied_row
 from vmgr.helper.hostcalls import rights_of
 from vmgr.helper.privacy import nothing_private
+from vmgr.helper.shares import more_rows
 from vmgr.helper.store import MachineRow
 from vmgr.helper.volumes import check_snapshot
 from vmgr.image import create_disk
@@ -301,6 +302,7 @@ class Snapshots:
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
                 host_commands=rights_of(request.host_commands),
+                shares=more_rows(row.shares, request.shares),
             )
         )  # fmt: skip
         async with machine.lock:

@@ -21,7 +21,7 @@ from vmgr.helper.reconcile import host_boot_id
 from vmgr.helper.userdata import look_for_cloud_init, seed_of
 from vmgr.helper.volumes import VolumeError
 from vmgr.image import base_of, create_disk
-from vmgr.vmm import RECLAIM, BootPolicy, Restore, Vmm, VmmSpec, boot
+from vmgr.vmm import LAYOUT, RECLAIM, SHARE_PORTS, BootPolicy, Restore, Vmm, VmmSpec, boot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -47,6 +47,9 @@ ENTROPY_BYTES: Final = 256
 # A restored machine answers within a tenth of a second; one that does not is booted instead.
 _RESTORE_POLICY: Final = BootPolicy(silence=20.0, deadline=20.0, attempts=1)
 
+# Of a virtio-serial device; what was saved may be from a stranger.
+_MOST_SHARE_PORTS: Final = 29
+
 # In place of a template's id, while a machine that never ran starts for the first time.
 _WRITTEN_TO: Final = "written to"
 
@@ -63,6 +66,10 @@ class Origin:
     kernel: KernelBundle
     """The one that it runs, whose modules it has open."""
     machine_type: str
+    share_ports: int
+    """How many ports for shares it has."""
+    layout: int
+    """Which devices it has, see `vmgr.vmm.LAYOUT`."""
     saved_under: str | None = None
     """The version of QEMU that saved it, where that may be another one than runs it now."""
     volumes: Sequence[SavedVolume] = ()
@@ -148,8 +155,8 @@ class Starting:
         saved = ready.template.record.saved
         return Origin(
             "template", ready.restore, saved.resync_keys,
-            await self._helper.images.kernel(progress), saved.machine_type,
-            given_up=boot_instead,
+            await self._helper.images.kernel(progress), saved.machine_type, saved.share_ports,
+            saved.layout, given_up=boot_instead,
         )  # fmt: skip
 
     async def _fit_disk(self, machine: Machine, ready: Ready | None) -> None:
@@ -201,6 +208,8 @@ class Starting:
                 saved.resync_keys,
                 kernel,
                 saved.machine_type,
+                saved.share_ports,
+                saved.layout,
                 saved.qemu,
                 saved.volumes,
                 lambda error: self._lost(machine, error),
@@ -292,6 +301,7 @@ class Starting:
         """A start came to nothing: the machine is what it was before, if it can be that."""
         vmm, machine.vmm = machine.vmm, None
         self._helper.ports.ended(machine)
+        self._helper.shares.ended(machine)
         if machine.channel is not None:
             machine.channel.close()
             machine.channel = None
@@ -324,6 +334,7 @@ class Starting:
         spec = replace(
             await self._spec(machine, origin.kernel),
             restore=origin.restore, machine_type=origin.machine_type,
+            share_ports=origin.share_ports,
         )  # fmt: skip
         policy = _RESTORE_POLICY
         if origin.started_from != "template":
@@ -431,7 +442,10 @@ class Starting:
             )
             machine.wants_host_keys = configured.sshd
             await self._plugging.tell(machine, channel)
+            await self._helper.shares.attach(machine, channel)
             return
+        # What runs in it goes on with its files.
+        await self._helper.shares.attach(machine, channel)
         if another:
             await self._plugging.tell(machine, channel)
         else:
@@ -484,6 +498,10 @@ def _unfit(origin: Origin, host: _Host, accelerator: str | None) -> StateError |
     """Why a machine cannot go on here, where that is known before its VMM tries."""
     if accelerator not in {None, host.accelerator.name}:
         return StateError(f"it was saved under {accelerator}, and this host has none now")
+    if origin.layout != LAYOUT:
+        return StateError("it was saved by another version of vmgr, whose machines differ")
+    if not 0 <= origin.share_ports <= _MOST_SHARE_PORTS:
+        return StateError("what is said of its ports for shares is wrong")
     if not host.qemu.knows(origin.machine_type):
         by = f" by QEMU {origin.saved_under}" if origin.saved_under else ""
         return StateError(
@@ -502,6 +520,9 @@ def _beginning(origin: Origin | None, kernel: KernelBundle, qemu: Qemu) -> dict[
         "kernel_digest": kernel.digest,
         "qemu": qemu.version,
         "machine_type": qemu.machine_type if origin is None else origin.machine_type,
+        "share_ports": SHARE_PORTS if origin is None else origin.share_ports,
+        "share_servers": [],
+        "layout": LAYOUT,
     }
 
 

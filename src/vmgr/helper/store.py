@@ -32,12 +32,32 @@ if TYPE_CHECKING:
 
     from vmgr.paths import Paths
 
-__all__ = ["MachineRow", "Store"]
+__all__ = ["MachineRow", "ServerRow", "ShareRow", "Store"]
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x766D6772  # "vmgr"; shows in file(1), tells our file from another's
 
 log = logging.getLogger(__name__)
+
+
+class ShareRow(msgspec.Struct, kw_only=True, frozen=True):
+    """A directory of this computer in a machine."""
+
+    host: str
+    guest: str
+    read_only: bool = False
+    slot: int
+    """Which of the machine's ports it has."""
+
+
+class ServerRow(msgspec.Struct, kw_only=True, frozen=True):
+    """The process that serves a share."""
+
+    slot: int
+    pid: int
+    start_time: int
+    level: str
+    """The sandbox that it was started in."""
 
 
 class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
@@ -79,6 +99,12 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     """Its VMM's own user-mode network stands in for the switchboard."""
     network_problem: str | None = None
     ports: list[PortForward] = []
+    shares: list[ShareRow] = []
+    share_ports: int = 0
+    """How many ports for shares its VMM has."""
+    layout: int = 0
+    """`vmgr.vmm.LAYOUT` of when it booted."""
+    share_servers: list[ServerRow] = []
     auto_ports: bool | None = None
     run_job: int | None = None
     """Of a `run`'s machine: the command with which it ends; None: not written down yet."""

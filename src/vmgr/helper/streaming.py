@@ -13,6 +13,7 @@ import msgspec
 from vmgr.api import models as m
 from vmgr.api import streams
 from vmgr.api.hostcommands import Answer
+from vmgr.api.snapshots import SnapshotExport, SnapshotImport
 from vmgr.errors import StateError, UsageError, VmgrError
 from vmgr.helper.ephemeral import EphemeralRun
 from vmgr.helper.logtail import tail_file
@@ -117,13 +118,13 @@ class Streaming:
 
     async def snapshot_export(self, _call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
-            request = await _first(socket, m.SnapshotExport)
+            request = await _first(socket, SnapshotExport)
             archives = self._helper.snapshots.archives
             await self._image_work(socket, lambda progress: archives.export(request, progress))
 
     async def snapshot_import(self, _call: Call, socket: web.WebSocketResponse) -> None:
         async with self._reporting(socket):
-            request = await _first(socket, m.SnapshotImport)
+            request = await _first(socket, SnapshotImport)
             archives = self._helper.snapshots.archives
             await self._image_work(socket, lambda progress: archives.import_(request, progress))
 

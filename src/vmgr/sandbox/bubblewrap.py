@@ -68,6 +68,8 @@ def bubblewrap_argv(
         arguments += ["--ro-bind", path, path]
     for path in _outermost(need.writable):
         arguments += ["--bind", path, path]
+    for path in _outermost(need.hidden):
+        arguments += ["--tmpfs", path, "--remount-ro", path]
     for path in _outermost((*_DEVICES, *need.devices)):
         arguments += ["--dev-bind", path, path]
     if need.own_proc:

@@ -30,6 +30,8 @@ class Need:
     a name, /proc/self/fd/N."""
     empty: tuple[Path, ...] = ()
     """Directories that must be there, with nothing in them."""
+    hidden: tuple[Path, ...] = ()
+    """Directories within others that are seen empty, and cannot be written to."""
 
     def __add__(self, other: Need) -> Need:
         """What both need."""
@@ -40,6 +42,7 @@ class Need:
             self.network or other.network,
             self.own_proc or other.own_proc,
             self.empty + other.empty,
+            self.hidden + other.hidden,
         )
 
 

@@ -38,3 +38,7 @@ class SavedState(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes of memory that were ever touched."""
     memory_checksum: int | None = None
     volumes: list[SavedVolume] = []
+    share_ports: int = 0
+    """How many ports for shares it has."""
+    layout: int = 0
+    """Which devices it has, and where: `vmgr.vmm.LAYOUT` of when it booted."""

@@ -28,7 +28,7 @@ from vmgr.image import create_disk
 from vmgr.paths import MachinePaths
 from vmgr.saved import SavedState, Saver, memory_checksum
 from vmgr.template.files import RECORD, TemplateRecord
-from vmgr.vmm import BootPolicy, Vmm, boot
+from vmgr.vmm import LAYOUT, BootPolicy, Vmm, boot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,6 +212,8 @@ async def _save(
         resync_keys=[],
         memory_used=used,
         memory_checksum=checksum,
+        share_ports=plan.spec.share_ports,
+        layout=LAYOUT,
     )
 
 

@@ -40,7 +40,8 @@ def template_key(
         counter_khz=None,
     )  # fmt: skip
     # All devices, their order and their options: a saved machine knows no others.
-    argv = command_line(same, qemu, accelerator.name, SocketFds(3, 4, 5))
+    fds = SocketFds(3, 4, 5, tuple(range(6, 6 + spec.share_ports)))
+    argv = command_line(same, qemu, accelerator.name, fds)
     inputs = [FORMAT, argv, qemu.build, image, kernel, cpu]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 

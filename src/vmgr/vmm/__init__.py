@@ -2,7 +2,16 @@
 
 from vmgr.vmm.accelerator import Accelerator, probe_accelerator
 from vmgr.vmm.boot import Booted, BootPolicy, boot
-from vmgr.vmm.commandline import RECLAIM, Restore, SocketFds, VmmNetwork, VmmSpec, command_line
+from vmgr.vmm.commandline import (
+    LAYOUT,
+    RECLAIM,
+    SHARE_PORTS,
+    Restore,
+    SocketFds,
+    VmmNetwork,
+    VmmSpec,
+    command_line,
+)
 from vmgr.vmm.exit import VmmExit
 from vmgr.vmm.hotplug import SLOTS, VmmVolume
 from vmgr.vmm.isolation import probe_vmm_sandbox
@@ -14,7 +23,9 @@ from vmgr.vmm.traffic import DiskTraffic
 from vmgr.vmm.vmm import Vmm
 
 __all__ = [
+    "LAYOUT",
     "RECLAIM",
+    "SHARE_PORTS",
     "SLOTS",
     "Accelerator",
     "BootPolicy",

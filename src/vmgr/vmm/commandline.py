@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENT_PORT",
+    "LAYOUT",
     "NETWORK_DEVICE",
     "RECLAIM",
     "SANDBOX",
+    "SHARE_PORTS",
     "Restore",
     "SocketFds",
     "VmmNetwork",
@@ -40,6 +42,9 @@ __all__ = [
 AcceleratorName = Literal["kvm", "tcg"]
 
 AGENT_PORT: Final = "vmgr.agent"  # docs/agent-protocol.md
+SHARE_PORTS: Final = 6
+"""How many ports for shares a machine has, used or not: saved machines have what they were saved
+with, and each is half a mebibyte of the guest's memory."""
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # Images say what their init is. The kernel splits its line at blanks and knows double quotes.
@@ -93,6 +98,11 @@ class VmmNetwork:
     reach, this computer's loopback too."""
 
 
+LAYOUT: Final = 1
+"""Which devices a machine has, and where. Raise it with every change of what a guest sees: what was
+saved goes on with the same devices alone, and another number says so before QEMU finds out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VmmSpec:
     """What a VMM is to run."""
@@ -126,6 +136,8 @@ class VmmSpec:
     """The speed of the host's time-stamp counter, which an emulated guest reads; None: unknown."""
     machine_type: str | None = None
     """Of a saved machine: the versioned type that it has; None: this QEMU's own."""
+    share_ports: int = SHARE_PORTS
+    """Of a saved machine: how many it has."""
     generation: uuid.UUID = field(default_factory=uuid.uuid4)
     """Another one tells the guest's kernel that its random state may be known to others
     (VMGENID)."""
@@ -138,6 +150,8 @@ class SocketFds:
     qmp: int
     agent: int
     console: int
+    shares: tuple[int, ...] = ()
+    """One for each of the machine's ports for shares."""
     devices: int | None = None
     """Where the state of a restored machine's devices comes from: the reading end of a pipe."""
 
@@ -328,6 +342,17 @@ def _channels(sockets: SocketFds) -> list[str]:
         "-chardev", listening("agent", sockets.agent),
         "-device", option(
             "virtserialport", bus="channels.0", nr=1, chardev="agent", name=AGENT_PORT, id="agent"
+        ),
+        *(
+            word
+            for slot, fd in enumerate(sockets.shares)
+            for word in (
+                "-chardev", listening(f"share{slot}", fd),
+                "-device", option(
+                    "virtserialport", bus="channels.0", nr=2 + slot, chardev=f"share{slot}",
+                    name=f"vmgr.share.{slot}", id=f"share{slot}",
+                ),
+            )
         ),
     ]  # fmt: skip
 

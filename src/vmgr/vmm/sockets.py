@@ -29,21 +29,28 @@ __all__ = ["Listeners", "listening"]
 
 @dataclass(frozen=True)
 class Listeners:
-    """Three bound sockets that listen."""
+    """Bound sockets that listen."""
 
     qmp: socket.socket
     agent: socket.socket
     console: socket.socket
+    shares: tuple[socket.socket, ...] = ()
 
     @property
     def fds(self) -> SocketFds:
         """Their numbers, as the VMM's command line names them."""
-        return SocketFds(self.qmp.fileno(), self.agent.fileno(), self.console.fileno())
+        return SocketFds(
+            self.qmp.fileno(), self.agent.fileno(), self.console.fileno(),
+            tuple(share.fileno() for share in self.shares),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
-def listening(paths: MachinePaths) -> Iterator[Listeners]:
+def listening(paths: MachinePaths, share_ports: int = 0) -> Iterator[Listeners]:
     """Make the sockets of a machine in its 0700 directory; they are ours to close, not to unlink.
+
+    Args:
+        share_ports: how many of them are for shares.
 
     Raises:
         StateError: the directory cannot be used.
@@ -56,7 +63,11 @@ def listening(paths: MachinePaths) -> Iterator[Listeners]:
             stack.enter_context(_listener(path))
             for path in (paths.qmp_socket, paths.agent_socket, paths.console_socket)
         ]
-        yield Listeners(*made)
+        shares = [
+            stack.enter_context(_listener(paths.share_socket(slot))) for slot in range(share_ports)
+        ]
+        qmp, agent, console = made
+        yield Listeners(qmp, agent, console, tuple(shares))
 
 
 def _listener(path: Path) -> socket.socket:

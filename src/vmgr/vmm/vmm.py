@@ -144,7 +144,7 @@ class Vmm:
         log_fd = await loop.run_in_executor(executor, _prepare, spec, paths)
         steady = await loop.run_in_executor(executor, host_tsc_is_steady)
         try:
-            with listening(paths) as sockets, contextlib.ExitStack() as pipe:
+            with listening(paths, spec.share_ports) as sockets, contextlib.ExitStack() as pipe:
                 fds = sockets.fds
                 if spec.restore is not None:
                     read, write = os.pipe2(os.O_CLOEXEC)
@@ -480,7 +480,7 @@ def _check_readable(path: Path, what: str, mode: int = os.R_OK) -> None:
 
 def _passed(spec: VmmSpec, fds: SocketFds) -> list[int]:
     """The fds that the VMM gets."""
-    passed = [fds.qmp, fds.agent, fds.console, *_network_fds(spec)]
+    passed = [fds.qmp, fds.agent, fds.console, *fds.shares, *_network_fds(spec)]
     passed += [volume.fd for volume in spec.volumes]
     if spec.restore is not None and fds.devices is not None:
         passed += [spec.restore.memory, fds.devices]

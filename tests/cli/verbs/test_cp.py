@@ -197,7 +197,6 @@ def test_stdin_and_stdout(vmgr: Command, guest: Guest) -> None:
     ("arguments", "outcome", "calls"),
     [
         (["a", "b"], (2, "neither side of the copy is in a machine"), 0),
-        (["web:/a", "db:/b"], (2, "both sides of the copy are in machines"), 0),
         (["gone", "web:/srv"], (1, "cannot read gone: No such file or directory"), 0),
         (["one", "tree", "web:/new"], (1, "web:/new is not a directory"), 1),
         (["one", "web:/no/such/file"], (1, "web:/no/such is not a directory"), 2),

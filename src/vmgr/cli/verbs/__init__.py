@@ -50,6 +50,7 @@ VERBS: Final[dict[str, Verb]] = {
     "host-commands": Verb(GROUPS[0], "show and change what a machine may run on this computer"),
     "authorize": Verb(GROUPS[0], "answer what machines ask of you"),
     "port": Verb(GROUPS[0], "forward ports of this computer to machines"),
+    "share": Verb(GROUPS[0], "let a machine see directories of this computer"),
     "ip": Verb(GROUPS[0], "show a machine's address on this computer"),
     "open": Verb(GROUPS[0], "open a machine's web page in the browser"),
     "volume": Verb(GROUPS[0], "make, list, grow, attach and detach disks for data that stays"),

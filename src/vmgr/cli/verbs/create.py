@@ -13,6 +13,7 @@ from vmgr.cli.parser import (
     host_commands_options,
     machine_options,
     network_options,
+    share_option,
     user_options,
     volume_option,
 )
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   vmgr create web
   vmgr create --user dev web          # commands in it run as dev, who has sudo
   vmgr create --from web:before trial
+  vmgr create --share ~/project --share ~/data:/data:ro dev
   vmgr create --image debian --cpus 2 --memory 2G --disk 100G build"""
 
 
@@ -39,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     host_commands_options(parser)
     user_options(parser)
     volume_option(parser)
+    share_option(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument(
@@ -72,6 +75,7 @@ def execute(options: argparse.Namespace) -> int:
         host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
         volumes=options.volumes,
+        shares=options.shares,
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmgr.api.models import ClockInfo, Denied, MachineInfo, NetworkInfo, PortForward
+    from vmgr.api.shares import Share
     from vmgr.api.volumes import VolumeUse
 
 DESCRIPTION = "Show all about a machine."
@@ -87,6 +88,19 @@ def _volume(volume: VolumeUse) -> str:
     return f"{volume.volume} at {volume.path}{' (read-only)' if volume.read_only else ''}"
 
 
+def share_text(share: Share) -> str:
+    """A share on one line."""
+    same = share.guest in {None, share.host}
+    where = share.host if same else f"{share.host} at {share.guest}"
+    how = [
+        "read-only" if share.read_only else None,
+        share.transport and f"{share.transport}: {share.reason}",
+        share.problem,
+    ]
+    said = "; ".join(word for word in how if word)
+    return f"{where} ({said})" if said else where
+
+
 def _denied(denied: Denied) -> str:
     port = "" if denied.port is None else f" port {denied.port}"
     times = "" if denied.count == 1 else f", {denied.count} times"
@@ -124,5 +138,6 @@ def _show(machine: MachineInfo) -> None:
         ("Host commands", _host_commands(machine)),
         *(("Port", _port(port)) for port in machine.ports),
         *(("Volume", _volume(volume)) for volume in machine.volumes),
+        *(("Share", share_text(share)) for share in machine.shares),
         *(("Note", text) for text in machine.notes),
     ])  # fmt: skip

@@ -14,6 +14,7 @@ from vmgr.cli.parser import (
     host_commands_options,
     machine_options,
     network_options,
+    share_option,
     volume_option,
 )
 from vmgr.cli.progress import ProgressLine
@@ -27,6 +28,7 @@ failure of vmgr, 126 a command that cannot be executed, 127 one that was not fou
 EXAMPLES = """examples:
   vmgr run -- uname -a
   vmgr run --cpus 2 --memory 2G debian -- make -j2
+  vmgr run --share . -- make          # in a machine that sees this directory
   vmgr run                            # a shell in a machine to throw away"""
 
 
@@ -38,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network_options(parser)
     host_commands_options(parser)
     volume_option(parser)
+    share_option(parser)
     parser.add_argument("--name", metavar="NAME", help="the machine's name, while it lives")
     parser.add_argument("--rm", action="store_true", help=argparse.SUPPRESS)  # docker's habit
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
@@ -71,6 +74,7 @@ def execute(options: argparse.Namespace) -> int:
         host_commands=options.host_commands and HostCommands(mode=options.host_commands),
         ports=options.ports,
         volumes=options.volumes,
+        shares=options.shares,
         auto_ports=options.auto_ports,
         ephemeral=True,
     )

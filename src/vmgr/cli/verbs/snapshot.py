@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from vmgr.api.models import SnapshotExport, SnapshotImport
+from vmgr.api.snapshots import SnapshotExport, SnapshotImport
 from vmgr.cli.connection import client
 from vmgr.cli.output import age, bytes_text, print_json, table
 from vmgr.cli.parser import Parser, machine_argument
