@@ -116,7 +116,7 @@ class Sandbox:
                 [*before, *argv], env=env, stdout=stdout, stderr=stderr,
                 pass_fds=pass_fds, limits=limits, io_priority=io_priority,
             )  # fmt: skip
-        read, write = os.pipe2(os.O_CLOEXEC)
+        read, write = _kept_pipe()
         try:
             try:
                 wrapped = bubblewrap_argv(
@@ -142,6 +142,21 @@ class Sandbox:
         finally:
             monitor.kill()
         return monitor
+
+
+def _kept_pipe() -> tuple[int, int]:
+    """A pipe whose writer reads too: with us gone it may still write.
+
+    A monitor that SIGPIPE ends leaves the program's process waiting for it, for ever.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        return read, os.open(f"/proc/self/fd/{write}", os.O_RDWR | os.O_CLOEXEC)
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
 
 
 async def _program_of(monitor: Process, info: int) -> Process | None:
