@@ -80,9 +80,28 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // In a machine its jobs would end with the machine.
+        let jobs = children(self.child.id());
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        for job in jobs {
+            // SAFETY: a system call on numbers. Each job leads a session and group of its own.
+            unsafe { libc::kill(-job, libc::SIGKILL) };
+        }
     }
+}
+
+fn children(parent: u32) -> Vec<libc::pid_t> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name, in parentheses, may have blanks and parentheses in it.
+            let (_, rest) = stat.rsplit_once(')')?;
+            (rest.split_whitespace().nth(1)? == parent.to_string()).then_some(pid)
+        })
+        .collect()
 }
 
 /// One frame from the agent.
