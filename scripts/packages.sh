@@ -34,6 +34,7 @@ readonly -a test_needs=(
   'procps:command ps'
   'dbus-daemon:command dbus-daemon'
   'desktop-file-utils:command desktop-file-validate'
+  'libfuse3-3:library libfuse3.so.3'
   'polkitd:file /usr/lib/polkit-1/polkitd'
 )
 readonly -a check_needs=(
@@ -44,6 +45,7 @@ readonly -a check_needs=(
 
 has_command() { command -v "$1" >/dev/null; }
 has_file() { [[ -e $1 ]]; }
+has_library() { ldconfig -p | grep -q "$1"; }
 has_python() { find_python >/dev/null; }
 has_cargo() { find_cargo >/dev/null; }
 has_static_libc() { [[ -e $(gcc -print-file-name=libc.a 2>/dev/null) ]]; }

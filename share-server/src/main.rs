@@ -13,6 +13,7 @@ mod handles;
 mod identity;
 mod names;
 mod place;
+mod placeholder;
 mod server;
 mod session;
 

@@ -11,9 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 
-/// Longer paths are walked in parts: the kernel takes 4,095 bytes at a time.
-const PART: usize = 4_000;
-
 /// The shared directory.
 pub struct Place {
     top: OwnedFd,
@@ -52,25 +49,16 @@ impl Place {
         Ok(Found { fd, status })
     }
 
+    /// One name after the other: the last name of a walk with O_PATH sets off no automount, and each
+    /// is the last.
     fn walk(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        if path.is_empty() {
-            return beneath(self.top.as_fd(), b".", OFlags::PATH, Mode::empty());
+        let mut at = beneath(self.top.as_fd(), b".", OFlags::PATH, Mode::empty())?;
+        if !path.is_empty() {
+            for name in path.split(|&byte| byte == b'/') {
+                at = beneath(at.as_fd(), name, OFlags::PATH, Mode::empty())?;
+            }
         }
-        let mut at: Option<OwnedFd> = None;
-        let mut rest = path;
-        while !rest.is_empty() {
-            let end = if rest.len() <= PART {
-                rest.len()
-            } else {
-                let slash = rest[..PART].iter().rposition(|&byte| byte == b'/');
-                slash.ok_or(Errno::NAMETOOLONG)?
-            };
-            let from = at.as_ref().map_or(self.top.as_fd(), AsFd::as_fd);
-            let next = beneath(from, &rest[..end], OFlags::PATH, Mode::empty())?;
-            at = Some(next);
-            rest = rest.get(end + 1..).unwrap_or_default();
-        }
-        at.ok_or(Errno::INVAL)
+        Ok(at)
     }
 }
 

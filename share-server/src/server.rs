@@ -9,6 +9,7 @@ use crate::abi::{Attributes, OUT_HEADER, Put, Reader, Short, op};
 use crate::handles::{Handle, Handles};
 use crate::identity::{People, REGULAR, RISING, Record, TYPE, with_access};
 use crate::place::{Found, Place, magic, status_of};
+use crate::placeholder::is_placeholder;
 use crate::session::Frame;
 
 impl From<Short> for Failure {
@@ -236,6 +237,9 @@ pub fn open_regular(found: &Found, asked: OFlags) -> Result<std::os::fd::OwnedFd
 }
 
 fn reopened(found: &Found, flags: OFlags) -> Result<std::os::fd::OwnedFd, Errno> {
+    if is_placeholder(&found.fd) {
+        return Err(Errno::REMOTE);
+    }
     let path = magic(&found.fd);
     with_access(&found.fd, &found.status, || {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;

@@ -74,6 +74,7 @@ class Peer:
                 *options, directory,
             ],
             pass_fds=(theirs.fileno(), read),
+            start_new_session=True,  # as the helper starts it
         )  # fmt: skip
         theirs.close()
         os.close(read)

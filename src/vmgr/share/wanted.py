@@ -74,6 +74,11 @@ def check_host(path: str, own: Iterable[Path]) -> None:
             "the whole file system of this computer cannot be shared",
             next_step="share the directories that the machine needs",
         )
+    if _is_automounters(real):
+        raise UsageError(
+            f"{path} is an automounter's: whatever name a machine tries there would be mounted",
+            next_step="share a directory that is mounted there",
+        )
     for place in own:
         place_real = place.resolve()
         if real == place_real or place_real in real.parents:
@@ -81,6 +86,18 @@ def check_host(path: str, own: Iterable[Path]) -> None:
                 f"{path} belongs to vmgr itself, whose files machines must not see",
                 next_step="share another directory",
             )
+
+
+def _is_automounters(path: Path) -> bool:
+    """Whether a directory is itself on an autofs; see proc_pid_mountinfo(5)."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with Path("/proc/self/mountinfo").open("rb") as mounts:
+        for line in mounts:
+            before, _, after = line.partition(b" - ")
+            if before.split(b" ")[2] == number.encode() and after.startswith(b"autofs "):
+                return True
+    return False
 
 
 def check_shares(shares: Sequence[Share], most: int) -> None:
