@@ -101,10 +101,25 @@ def test_what_only_a_look_can_tell(process: Callable[[str], Seen]) -> None:
 
 def test_a_vmm_that_is_not_locked_in(process: Callable[[str], Seen]) -> None:
     found = " ".join(problems("vmm", process(""), "namespaces", around()))
-    for said in ("no_new_privs", "no filter", "memory is not seen", "the helper's net namespace"):
+    for said in (
+        "no_new_privs", "no filter", "memory is not seen", "the helper's net namespace",
+        "its I/O priority is",
+    ):  # fmt: skip
         assert said in found
     # Where the host permits no more than the filter, that is not held against it.
     assert "namespace" not in " ".join(problems("vmm", process(""), "filter", around()))
+
+
+def test_the_io_priority_is_of_all_threads() -> None:
+    work = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print()"
+    command = ["ionice", "-c", "best-effort", "-n", "5", sys.executable, "-c", work]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert look(child.pid).io_priorities == ["best-effort 5"]
+        (other,) = {int(t.name) for t in Path(f"/proc/{child.pid}/task").iterdir()} - {child.pid}
+        subprocess.run(["ionice", "-c", "idle", "-p", str(other)], check=True)
+        assert look(child.pid).io_priorities == ["best-effort 5", "idle"]
 
 
 def test_a_dump_must_not_hold_the_machines_memory(process: Callable[[str], Seen]) -> None:

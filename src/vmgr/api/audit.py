@@ -53,6 +53,8 @@ class AuditedProcess(Model, frozen=True, kw_only=True):
     core_limit: int | None
     environment: list[str]
     """Names, never values."""
+    io_priorities: list[str]
+    """Of its threads, as `best-effort 5`; see ioprio_set(2)."""
     guest_memory: list[AuditedMemory]
     problems: list[str]
     """Rules that it breaks; see docs/process-model.md."""

@@ -166,6 +166,7 @@ def _described(
         capabilities=[f"{name}={value:016x}" for name, value in seen.capabilities.items() if value],
         core_limit=seen.core_limit,
         environment=seen.environment,
+        io_priorities=seen.io_priorities,
         guest_memory=seen.guest_memory,
         problems=list(found),
     )

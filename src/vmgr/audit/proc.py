@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -23,6 +24,10 @@ _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 _SECCOMP: Final[tuple[Literal["off", "strict", "filter"], ...]] = ("off", "strict", "filter")
 # QEMU names the memory that it makes after its back end; a saved one is loaded into ours.
 _GUEST_MEMORY: Final = re.compile(r"memfd:(memory-backend|vmgr-memory)")
+# The number of ioprio_get(2), which the C library has no function for: syscall(2), asm/unistd.h.
+_IOPRIO_GET: Final = {"x86_64": 252}.get(os.uname().machine, 31)
+_IOPRIO_WHO_PROCESS: Final = 1  # despite its name, of one thread; linux/ioprio.h
+_IOPRIO_CLASSES: Final = ("none", "realtime", "best-effort", "idle")
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} \S+ \S+ \d+\s*(.*)")
 
 
@@ -48,6 +53,7 @@ class Seen:
     capabilities: dict[str, int]
     core_limit: int | None
     environment: list[str]
+    io_priorities: list[str]
     guest_memory: list[AuditedMemory]
 
 
@@ -84,6 +90,7 @@ def look(pid: int) -> Seen:
         capabilities={name: int(status[name], 16) for name in _CAPABILITIES},
         core_limit=_core_limit(proc),
         environment=sorted({os.fsdecode(entry.partition(b"=")[0]) for entry in environ} - {""}),
+        io_priorities=sorted(_io_priorities(proc)),
         guest_memory=list(_guest_memory(proc)),
     )
 
@@ -134,6 +141,18 @@ def _core_limit(proc: Path) -> int | None:
             soft = line.split()[4]
             return None if soft == "unlimited" else int(soft)
     return None
+
+
+def _io_priorities(proc: Path) -> set[str]:
+    """Of all threads, as `best-effort 5`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = set()
+    for task in proc.joinpath("task").iterdir():
+        value = libc.syscall(_IOPRIO_GET, _IOPRIO_WHO_PROCESS, int(task.name))
+        if value >= 0:  # else it has ended
+            name = _IOPRIO_CLASSES[value >> 13 & 3]
+            found.add(name if name in {"none", "idle"} else f"{name} {value & 7}")
+    return found
 
 
 def _guest_memory(proc: Path) -> Iterator[AuditedMemory]:

@@ -54,6 +54,7 @@ _HELPER_ENVIRONMENT: Final = {
     "DBUS_SESSION_BUS_ADDRESS",
 }  # fmt: skip
 _HELPER_PREFIXES: Final = ("LC_", "VMGR_", "XDG_")
+_BEHIND_THE_PERSON: Final = "best-effort 5"  # see `vmgr.sandbox.Sandbox.spawn`
 _APART: Final = ("user", "mnt", "pid", "ipc", "net", "uts")
 _NETWORK_ENVIRONMENT: Final = _SANDBOXED_ENVIRONMENT | {"PYTHONPATH", "VIRTUAL_ENV", "VMGR_NETWORK"}
 _NET_BIND_SERVICE, _NET_ADMIN = 1 << 10, 1 << 12  # linux/capability.h
@@ -180,6 +181,8 @@ def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) 
     allowed = _NETWORK_ENVIRONMENT if role == "monitor" else _SANDBOXED_ENVIRONMENT
     for name in sorted(set(seen.environment) - allowed):
         yield f"its environment has {name} (rule 4)"
+    if role != "monitor" and seen.io_priorities != [_BEHIND_THE_PERSON]:
+        yield f"its I/O priority is {', '.join(seen.io_priorities)} (rule 8)"
     if role != "monitor" and level is None:
         yield "which sandbox it was started in is not known"
     # At the level `filter` that is all that the host permits; `info` and `doctor` say so.

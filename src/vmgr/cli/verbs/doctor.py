@@ -106,6 +106,7 @@ def _audit(*, as_json: bool) -> int:
             ("new rights", "no" if process.no_new_privs else "possible"),
             ("capabilities", " ".join(process.capabilities) or "none"),
             ("core dump", "no" if process.core_limit == 0 else "yes"),
+            ("I/O priority", ", ".join(process.io_priorities)),
             ("environment", " ".join(process.environment) or "empty"),
         ]
         for memory in process.guest_memory:
