@@ -196,8 +196,13 @@ def test_what_others_have_open_to_a_machine_ends_with_its_permission(world: Talk
             process.communicate()
 
 
-@pytest.mark.parametrize("victims", [["switchboard"], ["egress"], ["helper"],
-                                     ["helper", "switchboard"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "victims",
+    [
+        ["switchboard"], ["egress"], ["helper"], ["holder"], ["holder", "switchboard"],
+        ["helper", "switchboard"], ["helper", "holder"],
+    ],
+)  # fmt: skip
 def test_killed_processes_come_back(world: Talking, victims: list[str]) -> None:
     pids = {
         name: world.helper_pid() if name == "helper" else world.network_process(name)

@@ -80,7 +80,7 @@ def purpose_of(role: Role, number: int, target: str, around: Surroundings) -> st
     kind, _, rest = target.partition(":")
     if kind in {"pipe", "anon_inode"}:
         return "pipe" if kind == "pipe" else rest.strip("[]")
-    if kind == "net" and role == "network":
+    if (role == "network" and kind == "net") or (role == "helper" and kind in {"net", "user"}):
         return "namespace of the network"
     if kind == "socket":
         path = around.sockets.get(target)

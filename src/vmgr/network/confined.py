@@ -23,9 +23,10 @@ from vmgr.spawner import minimal_environment
 __all__ = [
     "EGRESS_RIGHTS",
     "HOLDER_RIGHTS",
+    "NEXT_HOLDER_RIGHTS",
     "SWITCHBOARD_RIGHTS",
+    "Namespaces",
     "egress_need",
-    "entering",
     "holder_need",
     "sandboxes",
     "switchboard_need",
@@ -36,6 +37,8 @@ _TUN: Final = Path("/dev/net/tun")
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
 HOLDER_RIGHTS: Final = Rights(root=True)
+# Of one that takes the place of a holder that was killed, in the namespaces that are.
+NEXT_HOLDER_RIGHTS: Final = Rights(user_namespace=False)
 SWITCHBOARD_RIGHTS: Final = Rights(user_namespace=False, capabilities=("CAP_NET_ADMIN",))
 # What it has until its own sandbox (--enable-sandbox, --enable-seccomp) leaves it the last of them.
 EGRESS_RIGHTS: Final = Rights(
@@ -66,10 +69,39 @@ def which(program: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def entering(holder: int, *namespaces: str) -> list[str]:
-    """The beginning of a command that runs in the holder's namespaces."""
-    where = [f"--{name}=/proc/{holder}/ns/{name}" for name in namespaces]
-    return ["nsenter", *where, "--preserve-credentials", "--"]
+class Namespaces:
+    """The user and network namespace in which everything is, kept open: no process need be in them.
+
+    Args:
+        pid: a process that is in both.
+
+    Raises:
+        OSError: it has ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._fds: dict[str, int] = {}
+        try:
+            for name in ("user", "net"):
+                self._fds[name] = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    def network(self) -> int:
+        """Another fd of the network namespace, the caller's to close."""
+        return os.dup(self._fds["net"])
+
+    def entering(self, *names: str) -> list[str]:
+        """The beginning of a command that runs in them."""
+        where = [f"--{name}=/proc/{os.getpid()}/fd/{self._fds[name]}" for name in names]
+        return ["nsenter", *where, "--preserve-credentials", "--"]
+
+    def close(self) -> None:
+        """Let go of them: they end with the last process in them."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
 
 
 async def holder_need() -> Need:

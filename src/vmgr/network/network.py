@@ -86,6 +86,7 @@ class Network:
         self._addresses: AddressWatch | None = None
         self._resolvers: list[str] | None = None
         self._stocked: Line | None = None
+        self._watched: Process | None = None
         self.problem: str | None = None
         """Why there is no network at all, as far as is known."""
         self._egress = Egress(
@@ -145,6 +146,7 @@ class Network:
                 log.warning("the switchboard is not reached: %s", error)
         if self._processes.egress is not None:
             await self._egress.ensure()
+        self._watch_holder()
 
     def parts(self) -> list[Part]:
         """The processes that make it, for who looks at them."""
@@ -302,6 +304,7 @@ class Network:
                     self._on_event("machine.network", plug.machine, {"problem": error.message})
             if self._processes.egress is not None:
                 await self._outward()
+        self._watch_holder()
         await self._egress.ensure()
         assert self._line is not None  # noqa: S101 (connected above)
         return self._line
@@ -336,6 +339,27 @@ class Network:
                 continue
             self._on_event("network.restarted", "", {"process": "switchboard"})
             return
+
+    def _watch_holder(self) -> None:
+        holder = self._processes.holder
+        if holder is not None and holder is not self._watched:
+            self._watched = holder
+            self._start(self._replaced(holder), "holder")
+
+    async def _replaced(self, holder: Process) -> None:
+        """The namespaces are kept by who is in them, too; yet all of those may end."""
+        await holder.wait()
+        if self._closing.is_set() or not self._machines:
+            return  # started when it is needed
+        log.warning("the holder of the network has ended; another is started")
+        try:
+            async with self._lock:
+                await self._processes.ensure_holder()
+        except (VmgrError, OSError, TimeoutError) as error:
+            log.error("the network has no holder: %s", error)  # noqa: TRY400
+            return
+        self._watch_holder()
+        self._on_event("network.restarted", "", {"process": "holder"})
 
     async def _closed_within(self, seconds: float) -> bool:
         try:

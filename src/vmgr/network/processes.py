@@ -27,6 +27,7 @@ from msgspec import Struct
 from vmgr.errors import StateError, UnsupportedError
 from vmgr.network import confined
 from vmgr.network.strays import MARK, strays
+from vmgr.sandbox import Need
 from vmgr.spawner import Contained, Process, StopPolicy, first_line
 from vmgr.spawner.process import start_time_of
 from vmgr.switchboard.namespace import setup_script
@@ -94,6 +95,7 @@ class NetworkProcesses:
         self.holder: Process | None = None
         self.switchboard: Process | None = None
         self.egress: Process | None = None
+        self._namespaces: confined.Namespaces | None = None
         self._levels: dict[int, str] = {}
         self._monitors: dict[int, int] = {}
 
@@ -122,6 +124,10 @@ class NetworkProcesses:
                 self._levels[named.pid] = named.level
                 if named.monitor is not None:
                     self._monitors[named.pid] = named.monitor
+        for process in (self.holder, self.switchboard):
+            if self._namespaces is None and process is not None and process.running:
+                with contextlib.suppress(OSError):  # it ends just now
+                    self._namespaces = confined.Namespaces(process.pid)
         known = {part.pid for part in self.parts()}
         for pid, began in await asyncio.to_thread(strays, self._paths.runtime, known):
             if (stray := Process.adopt(pid, began)) is not None:
@@ -141,17 +147,22 @@ class NetworkProcesses:
         if _lives(self.holder):
             assert self.holder is not None  # noqa: S101 (it lives)
             return self.holder
-        for process in (self.switchboard, self.egress):  # of namespaces that are no more
-            if process is not None and process.running:
-                await process.stop(StopPolicy(None))
+        kept = self._namespaces
+        if kept is None:
+            for process in (self.switchboard, self.egress):  # of namespaces that are no more
+                if process is not None and process.running:
+                    await process.stop(StopPolicy(None))
         need = await confined.holder_need()
 
         async def launch(sandbox: Sandbox, say: int) -> Process:
-            # Without a sandbox of its own that makes the namespaces, a program that does only that.
-            alone = ["unshare", "--user", "--net", "--map-root-user", "--"]
+            rights, before = confined.HOLDER_RIGHTS, []
+            if kept is not None:
+                rights, before = confined.NEXT_HOLDER_RIGHTS, kept.entering("user", "net")
+            elif sandbox.bubblewrap is None:  # which would make the namespaces
+                before = ["unshare", "--user", "--net", "--map-root-user", "--"]
             return await sandbox.spawn(
-                _HOLD, need, stdout=say, stderr=say, rights=confined.HOLDER_RIGHTS,
-                before=alone if sandbox.bubblewrap is None else (), environment=self._marked(),
+                _HOLD, need + Need(network=kept is not None), stdout=say, stderr=say,
+                rights=rights, before=before, environment=self._marked(),
             )  # fmt: skip
 
         self.holder, said = await self._started("holder", launch, "ready")
@@ -160,8 +171,15 @@ class NetworkProcesses:
                 f"this host gives no network namespace: {said or 'no answer'}",
                 next_step="see the exact fix with: vmgr doctor",
             )
+        if kept is None:
+            self._namespaces = confined.Namespaces(self.holder.pid)
         self._write()
         return self.holder
+
+    async def _entered(self) -> confined.Namespaces:
+        await self.ensure_holder()
+        assert self._namespaces is not None  # noqa: S101 (the holder's)
+        return self._namespaces
 
     async def start_switchboard(self) -> None:
         """Start a switchboard in the holder's namespaces; it listens when this returns.
@@ -170,7 +188,7 @@ class NetworkProcesses:
             UnsupportedError: it cannot work on this host.
             OSError: it could not be started.
         """
-        holder = await self.ensure_holder()
+        namespaces = await self._entered()
         need = await confined.switchboard_need()
         path = self._paths.switchboard_socket
         with contextlib.suppress(FileNotFoundError):
@@ -187,7 +205,7 @@ class NetworkProcesses:
             # In its namespaces it could only make sockets of those.
             upstream = UpstreamSockets()
             stack.callback(upstream.close)
-            entering = confined.entering(holder.pid, "user", "net")
+            entering = namespaces.entering("user", "net")
 
             async def launch(sandbox: Sandbox, say: int) -> Process:
                 return await sandbox.spawn(
@@ -218,7 +236,7 @@ class NetworkProcesses:
         Raises:
             UnsupportedError: slirp4netns is missing or does not start.
         """
-        holder = await self.ensure_holder()
+        namespaces = await self._entered()
         if (program := await asyncio.to_thread(confined.which, "slirp4netns")) is None:
             raise UnsupportedError(
                 "slirp4netns is not installed, so machines have no internet",
@@ -228,7 +246,7 @@ class NetworkProcesses:
         # Whether it finds a way out over IPv6 shows when somebody connects.
         ipv6 = ["--enable-ipv6"] if await asyncio.to_thread(_HAS_IPV6.exists) else []
         # By an fd: in a sandbox, the holder's number is nobody's.
-        namespace = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = namespaces.network()
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
         async def launch(sandbox: Sandbox, say: int) -> Process:
@@ -240,7 +258,7 @@ class NetworkProcesses:
                     f"/proc/self/fd/{namespace}", _EGRESS,
                 ],
                 need, stdout=nowhere, stderr=nowhere, pass_fds=(say, namespace),
-                rights=confined.EGRESS_RIGHTS, before=confined.entering(holder.pid, "user"),
+                rights=confined.EGRESS_RIGHTS, before=namespaces.entering("user"),
                 environment=self._marked(), open_files=_most_open_files(), io_priority=None,
             )  # fmt: skip
 
@@ -262,6 +280,9 @@ class NetworkProcesses:
                 await process.stop(StopPolicy(None))
             await self._monitor_ended(process)
         self.egress = self.switchboard = self.holder = None
+        if self._namespaces is not None:
+            self._namespaces.close()
+            self._namespaces = None
         self._levels.clear()
         self._monitors.clear()
         for path in (self._paths.network_record, self._paths.switchboard_socket):
