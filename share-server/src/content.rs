@@ -84,7 +84,7 @@ impl Server {
             if after != before {
                 after.write(&found.fd, &found.status)?;
             }
-            let host_mode = shown & 0o1_777 | keeps;
+            let host_mode = shown & 0o1_777 | keeps | after.more_rights();
             if host_mode != host & 0o7_777 {
                 rustix::fs::chmod(magic(&found.fd), Mode::from_raw_mode(host_mode))?;
             }

@@ -4,7 +4,9 @@
 //! and a device, a socket or a pipe is an empty file. What differs is in the extended attribute
 //! `user.vmgr.stat`: `1 UID GID MODE RDEV`, each `-` where the host's own holds; MODE is octal and
 //! stands for the file's type, set-user-ID and set-group-ID, RDEV is the device's number as FUSE
-//! writes it.
+//! writes it. What the person may not read would not tell what is recorded of it: a file with a record
+//! keeps the right to be read on the host, and `MODE` says with `UNREADABLE` that in the machine it has
+//! not.
 
 use std::os::fd::AsFd;
 
@@ -24,6 +26,10 @@ pub const DIRECTORY: u32 = 0o040_000;
 pub const LINK: u32 = 0o120_000;
 /// Set-user-ID and set-group-ID.
 pub const RISING: u32 = 0o6_000;
+/// In a recorded mode: in the machine its owner may not read it.
+pub const UNREADABLE: u32 = 0o1_000_000;
+/// The owner's right to read.
+pub const READABLE: u32 = 0o400;
 /// For users of the host that the machine does not know.
 const NOBODY: u32 = 65_534;
 
@@ -48,6 +54,31 @@ pub struct Record {
 impl Record {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Whether all that it says is whose it is, and who may read it.
+    pub fn is_of_rights_alone(&self) -> bool {
+        self.rdev.is_none() && self.mode.is_none_or(|mode| mode & RISING == 0)
+    }
+
+    /// The record with what else has to be in it for a file whose mode in the machine is `mode`.
+    pub fn readable(self, mode: u32) -> Self {
+        if self.is_empty() || mode & READABLE != 0 {
+            return self;
+        }
+        let recorded = self.mode.unwrap_or(mode & TYPE);
+        Self {
+            mode: Some(recorded | UNREADABLE),
+            ..self
+        }
+    }
+
+    /// What the host's mode has beyond what the machine's says.
+    pub fn more_rights(&self) -> u32 {
+        match self.mode {
+            Some(mode) if mode & UNREADABLE != 0 => READABLE,
+            _ => 0,
+        }
     }
 
     pub fn format(&self) -> String {
@@ -156,6 +187,7 @@ impl People {
             mode: (special || mode & RISING != 0).then_some(kind | mode & RISING),
             rdev: special.then_some(rdev),
         }
+        .readable(mode)
     }
 
     /// What the machine is shown of a file.
@@ -172,6 +204,9 @@ impl People {
         );
         if let Some(recorded) = record.mode {
             mode |= recorded & RISING;
+            if recorded & UNREADABLE != 0 {
+                mode &= !READABLE;
+            }
             // Only a plain file can stand for something else.
             if host_mode & TYPE == REGULAR && recorded & TYPE != DIRECTORY {
                 mode = mode & !TYPE | recorded & TYPE;

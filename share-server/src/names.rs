@@ -165,31 +165,32 @@ impl Server {
         })?;
         if !record.is_empty() {
             let done = status_of(&fd).and_then(|status| record.write(&fd, &status));
-            self.or_remove(done, directory, new, AtFlags::empty(), &record)?;
-            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+            let more = self.or_remove(done, directory, new, AtFlags::empty(), &record)?;
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode | more))?;
         }
         Ok(fd)
     }
 
     fn make_directory(&self, directory: &Found, new: &New) -> Result<Found, Errno> {
         let record = self.people().record_of(new.uid, new.gid, new.mode, 0);
-        let mode = Mode::from_raw_mode(new.mode & STICKY_AND_RIGHTS);
-        let private = if record.is_empty() { mode } else { Mode::RWXU };
+        let mode = new.mode & STICKY_AND_RIGHTS;
+        let private = Mode::from_raw_mode(if record.is_empty() { mode } else { 0o700 });
         with_access(&directory.fd, &directory.status, || {
             mkdirat(&directory.fd, OsStr::from_bytes(new.name), private)
         })?;
         let found = child(directory.fd.as_fd(), new.name)?;
         if !record.is_empty() {
             let done = record.write(&found.fd, &found.status);
-            self.or_remove(done, directory, new, AtFlags::REMOVEDIR, &record)?;
-            rustix::fs::chmod(magic(&found.fd), mode)?;
+            let more = self.or_remove(done, directory, new, AtFlags::REMOVEDIR, &record)?;
+            rustix::fs::chmod(magic(&found.fd), Mode::from_raw_mode(mode | more))?;
         }
         let status = status_of(&found.fd)?;
         Ok(Found { status, ..found })
     }
 
     /// Where only owners cannot be recorded (no extended attributes there), files are the default
-    /// user's; what would be another kind of file is not made.
+    /// user's; what would be another kind of file is not made. Given is what the host's mode has
+    /// beyond the machine's.
     #[allow(clippy::unused_self, reason = "one of the steps of making")]
     fn or_remove(
         &self,
@@ -198,16 +199,16 @@ impl Server {
         new: &New,
         how: AtFlags,
         record: &Record,
-    ) -> Result<(), Errno> {
+    ) -> Result<u32, Errno> {
         match done {
-            Err(Errno::PERM) if record.mode.is_none() => Ok(()),
+            Err(Errno::PERM) if record.is_of_rights_alone() => Ok(0),
             Err(errno) => {
                 if !new.name.is_empty() {
                     let _ = unlinkat(&directory.fd, OsStr::from_bytes(new.name), how);
                 }
                 Err(errno)
             }
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(record.more_rights()),
         }
     }
 

@@ -201,6 +201,7 @@ impl Server {
             mode: (special || mode & RISING != 0).then_some(mode & (TYPE | RISING)),
             ..record
         }
+        .readable(mode)
     }
 }
 

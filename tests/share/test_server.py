@@ -196,7 +196,7 @@ def test_what_was_sent_to_an_earlier_server_is_skipped(shared: Path) -> None:
 
 
 def test_what_is_made_is_the_persons_with_exactly_that_mode(peer: Peer, shared: Path) -> None:
-    for uid, mode in ((1000, 0o666), (0, 0o640), (1234, 0o4755), (1000, 0o6777), (0, 0o000)):
+    for uid, mode in ((1000, 0o666), (0, 0o640), (1234, 0o4755), (1000, 0o6777), (1000, 0o000)):
         name = f"{uid}-{mode:o}"
         _, made = peer.create(name.encode(), mode, uid=uid)
         assert (made.uid, made.gid, stat.S_IMODE(made.mode)) == (uid, uid, mode)
@@ -204,7 +204,27 @@ def test_what_is_made_is_the_persons_with_exactly_that_mode(peer: Peer, shared: 
         found = (shared / name).stat()
         assert stat.S_IMODE(found.st_mode) == mode & 0o1777
         assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
-    assert b"user.vmgr.stat" not in os.listxattr(os.fsencode(shared / "1000-666"))
+    assert "user.vmgr.stat" not in os.listxattr(shared / "1000-666")
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_file_that_nobody_may_read_keeps_its_owner(peer: Peer, shared: Path, uid: int) -> None:
+    """Extended attributes are not read either without that right."""
+    peer.create(b"shadow", 0o000, uid=uid)
+    at = peer.at(b"shadow")
+    readable = 0o400 if uid == 0 else 0
+    for mode in (0o000, 0o640, 0o044, 0o4111, 0o000):
+        body = (
+            struct.pack("<IIQQQ", 1, 0, 0, 0, 0)
+            + bytes(36)
+            + struct.pack("<IIIII", mode, 0, 0, 0, 0)
+        )
+        peer.ask(p.SETATTR, at, body)
+        seen = peer.lookup(b"shadow")
+        assert (seen.uid, stat.S_IMODE(seen.mode)) == (uid, mode)
+        # What the host must not have, it has not; what has a record is to be read.
+        kept = readable or (0o400 if mode & 0o6000 else 0)
+        assert stat.S_IMODE((shared / "shadow").stat().st_mode) == mode & 0o1777 | kept
 
 
 def test_devices_are_empty_files_here(peer: Peer, shared: Path) -> None:
