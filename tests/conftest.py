@@ -52,6 +52,8 @@ class Home:
         settings += "[host]\n" + "".join(
             f'{what} = "off"\n' for what in ("certificates", "git", "proxies", "timezone")
         )
+        # tests/helper/test_consent.py is about this.
+        settings += '[authorize]\nports = "allow"\nshares = "allow"\n'
         if not self.templates:
             # A template is built in the background after a boot: work that most tests do not want.
             settings += "[template]\nmax = 0\n"

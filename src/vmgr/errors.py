@@ -8,6 +8,7 @@ The tree::
      ├── ConflictError           a name is taken, a thing is in use       409
      │    └── WrongStateError    the machine's status does not permit it  409
      ├── ResourceError           no memory, disk space, or limit reached  507
+     ├── ConsentError            the person has not agreed to it             403
      ├── UnsupportedError        this host or machine cannot do it        501
      ├── MachineError            the machine or its VMM failed            502
      │    ├── BootError          it never said hello
@@ -31,6 +32,7 @@ __all__ = [
     "BootError",
     "CancelledByUserError",
     "ConflictError",
+    "ConsentError",
     "ExecError",
     "HelperUnavailableError",
     "MachineError",
@@ -115,6 +117,13 @@ class ResourceError(VmgrError):
     http_status = 507
 
 
+class ConsentError(VmgrError):
+    """The person has to agree to it, and has not."""
+
+    code = "no-consent"
+    http_status = 403
+
+
 class UnsupportedError(VmgrError):
     """This host, machine or image cannot do it."""
 
@@ -183,7 +192,7 @@ class CancelledByUserError(VmgrError):
 _BY_CODE: dict[str, type[VmgrError]] = {
     cls.code: cls
     for cls in (
-        UsageError, NotFoundError, ConflictError, WrongStateError, ResourceError,
+        UsageError, NotFoundError, ConflictError, WrongStateError, ResourceError, ConsentError,
         UnsupportedError, MachineError, BootError, AgentError, ExecError, StateError,
         UnfitStateError, HelperUnavailableError, CancelledByUserError,
     )

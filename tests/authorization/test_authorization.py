@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from vmgr.api.hostcommands import Question, Settled
 from vmgr.authorization import Authorization, Listener
 from vmgr.authorization.authorization import WAITING_OF_ALL, WAITING_OF_ONE
+from vmgr.authorization.policy import HOST_COMMAND, OPENING
 
 
 async def question_of(listener: Listener) -> Question:
@@ -117,9 +120,15 @@ class Agent:
     def __init__(self, *, said: bool | None) -> None:
         self.said = said
 
-    async def ask(self, question: Question) -> bool | None:
-        assert question.machine == "web"
+    async def ask(self, question: Question, action: str) -> bool | None:
+        assert (question.machine, action) in {("web", HOST_COMMAND), ("", OPENING)}
         return self.said
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+async def test_the_desktop_answers_for_what_the_person_wants(*, said: bool | None) -> None:
+    assert await Authorization(Agent(said=said)).ask_desktop("", "may it") is said
+    assert await Authorization().ask_desktop("", "may it") is None
 
 
 async def test_the_desktops_way_comes_first() -> None:

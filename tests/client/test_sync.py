@@ -39,6 +39,7 @@ ALIASES = {
     "vmgr.api.secrets": "m",
     "vmgr.api.usage": "u",
     "vmgr.api.audit": None,
+    "vmgr.api.consent": None,
     "vmgr.api.shares": None,
     "vmgr.api.snapshots": None,
     "vmgr.api.volumes": None,

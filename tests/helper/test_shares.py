@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +15,6 @@ from tests.conftest import SMALL, Home, kill_and_wait, short_directory, template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.vm
 
@@ -254,6 +256,57 @@ def test_a_directory_that_is_gone_fails_and_comes_back(machine: Home, directory:
     machine.wait_for_event("machine.share-served", since, guest="/mnt/lost")
     assert shell(machine, "ls /mnt/lost") == "back\n"
     machine.vmgr("share", "rm", "m", "/mnt/lost")
+
+
+OPEN_MANY = """
+ulimit -n 30000
+exec perl -e '$| = 1;
+for (0..19999) { open $f[$_], "<", sprintf("many/%d/%d", $_ / 1000, $_ % 1000) or die "$_: $!" }
+print "open\n"; <STDIN>'
+"""
+
+
+@pytest.mark.skipif("VMGR_LONG_SHARES" not in os.environ, reason="set VMGR_LONG_SHARES=1: minutes")
+@pytest.mark.timeout(1800)
+def test_many_files_are_given_back(machine: Home, directory: Path) -> None:
+    """100,000 looked at, 20,000 open at once."""
+    for hundred in range(100):
+        (directory / f"many/{hundred}").mkdir(parents=True)
+        for number in range(1000):
+            (directory / f"many/{hundred}/{number}").touch()
+    (server,) = servers(machine)
+
+    def used() -> tuple[int, int, int]:
+        """Open files and KiB of the server, KiB of what serves the share in the machine."""
+        status = Path(f"/proc/{server}/status").read_text().split()
+        pump = shell(
+            machine,
+            "for one in /proc/[0-9]*; do ls -l $one/fd | grep -q /dev/fuse || continue; "
+            "sed -n 's/^VmRSS: *//p' $one/status; done",
+        )
+        files = len(os.listdir(f"/proc/{server}/fd"))  # noqa: PTH208
+        return files, int(status[status.index("VmRSS:") + 1]), int(pump.split()[0])
+
+    def walk() -> None:
+        assert shell(machine, "find many -type f -links 1 | wc -l") == "100000\n"
+
+    walk()
+    before = used()
+    walk()
+    opener = machine.start(
+        "exec", "-i", "-w", "/mnt/s", "m", "--", "sh", "-c", OPEN_MANY, stdin=subprocess.PIPE
+    )
+    assert opener.stdout is not None
+    assert opener.stdout.readline() == b"open\n"
+    most = used()
+    assert most[0] > 20_000
+    opener.communicate(b"\n", timeout=300)
+    shell(machine, "echo 3 > /proc/sys/vm/drop_caches")
+    after = used()
+    sys.stderr.write(f"files and KiB: {before}, {most} with 20,000 open, {after} after\n")
+    assert after[0] <= before[0] + 4
+    assert after[1] < before[1] + 8192
+    assert after[2] < before[2] + 8192
 
 
 def servers(home: Home) -> list[int]:

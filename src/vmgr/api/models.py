@@ -174,6 +174,8 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     ephemeral one."""
     shares: list[Share] = field(default_factory=list)
     """Directories of this computer that it sees."""
+    consent: bool = False
+    """The person has agreed to its shares and ports, see the operation `consent`."""
     ephemeral: bool = False
     """Removed when it stops, or when the helper finds it dead."""
     cold: bool = False

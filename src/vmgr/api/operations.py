@@ -8,6 +8,7 @@ from typing import Any, Literal
 from vmgr.api import models as m
 from vmgr.api import snapshots
 from vmgr.api.audit import AuditReport
+from vmgr.api.consent import Consent, Opening
 from vmgr.api.hostcommands import HostCommandsChange
 from vmgr.api.shares import Share, UnwantedShare
 from vmgr.api.usage import Usage
@@ -52,6 +53,8 @@ class Operation:
 
 
 _FORCE = Parameter("force", bool, "stop what is in the way first", default=False)
+
+_CONSENT = Parameter("consent", bool, "the person has agreed, see `consent`", default=False)
 
 OPERATIONS: dict[str, Operation] = {
     op.name: op
@@ -305,6 +308,14 @@ OPERATIONS: dict[str, Operation] = {
             query=(Parameter("machine", str, "only questions about this machine"),),
         ),
         Operation(
+            "consent",
+            "POST",
+            "/consent",
+            "Ask the person about what is to be opened of this computer, or say what to ask",
+            Opening,
+            Consent,
+        ),
+        Operation(
             "share_list",
             "GET",
             "/machines/{machine}/shares",
@@ -318,6 +329,7 @@ OPERATIONS: dict[str, Operation] = {
             "Share a directory of this computer with it",
             Share,
             Share,
+            query=(_CONSENT,),
         ),
         Operation(
             "share_remove",
@@ -340,6 +352,7 @@ OPERATIONS: dict[str, Operation] = {
             "Forward a port of this computer to it",
             m.PortForward,
             m.PortForward,
+            query=(_CONSENT,),
         ),
         Operation(
             "port_remove",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vmgr.api.hostcommands import Question, Settled
 from vmgr.authorization.listener import Listener
+from vmgr.authorization.policy import HOST_COMMAND, OPENING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,8 +39,12 @@ log = logging.getLogger(__name__)
 class Agent(Protocol):
     """The desktop's own way of asking."""
 
-    async def ask(self, question: Question) -> bool | None:
-        """The person's answer; None: it cannot be had this way."""
+    async def ask(self, question: Question, action: str) -> bool | None:
+        """The person's answer; None: it cannot be had this way.
+
+        Args:
+            action: what kind of thing is asked, see `vmgr.authorization.policy`.
+        """
 
 
 class _Machine:
@@ -116,6 +121,25 @@ class Authorization:
             asking.waiting -= 1
             del self._open[question.id]
 
+    async def ask_desktop(self, machine: str, detail: str) -> bool | None:
+        """The desktop's answer to what the person themselves wants; None: it has none.
+
+        Args:
+            machine: about which; empty: about one that is not there yet.
+            detail: what is asked.
+        """
+        if self._agent is None:
+            return None
+        self._number += 1
+        question = Question(
+            id=self._number, machine=machine, title="", detail=detail, seconds=self._seconds
+        )
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._agent.ask(question, OPENING)
+        except TimeoutError:
+            return False
+
     def answer(self, number: int, *, allow: bool) -> None:
         """A terminal's answer; one that comes too late means nothing."""
         waiting = self._open.get(number)
@@ -143,7 +167,7 @@ class Authorization:
         try:
             async with asyncio.timeout(self._seconds):
                 if self._agent is not None:
-                    said = await self._agent.ask(question)
+                    said = await self._agent.ask(question, HOST_COMMAND)
                     if said is not None:
                         return None if said else "the host's person did not allow it"
                 self._standing[question.id] = question

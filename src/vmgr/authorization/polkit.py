@@ -16,8 +16,6 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final
 
-from vmgr.authorization.policy import ACTION
-
 if TYPE_CHECKING:
     from dbus_fast.aio import MessageBus
 
@@ -49,22 +47,22 @@ class Polkit:
         self._address = address
         self._said = ""
 
-    async def ask(self, question: Question) -> bool | None:
+    async def ask(self, question: Question, action: str) -> bool | None:
         """The person's answer; None: polkit has none."""
         if os.getuid() == 0:
             return None
-        answer, problem = await self._thread.run(self._ask(question))
+        answer, problem = await self._thread.run(self._ask(question, action))
         if problem is not None and problem != self._said:
             self._said = problem
             log.info("polkit is not asked: %s", problem[:300])
         return answer
 
-    async def _ask(self, question: Question) -> tuple[bool | None, str | None]:
+    async def _ask(self, question: Question, action: str) -> tuple[bool | None, str | None]:
         """The answer, or why there is none."""
         try:
             bus = await self._connect()
             try:
-                return await self._check(bus, question)
+                return await self._check(bus, question, action)
             finally:
                 # polkit drops the question, and its dialog, when who asked has left the bus.
                 bus.disconnect()
@@ -78,7 +76,9 @@ class Polkit:
         async with asyncio.timeout(_CONNECT_WITHIN):
             return await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
 
-    async def _check(self, bus: MessageBus, question: Question) -> tuple[bool | None, str | None]:
+    async def _check(
+        self, bus: MessageBus, question: Question, action: str
+    ) -> tuple[bool | None, str | None]:
         from dbus_fast import Message, Variant
         from dbus_fast.constants import MessageType
 
@@ -91,7 +91,7 @@ class Polkit:
                 interface=_INTERFACE,
                 member="CheckAuthorization",
                 signature="(sa{sv})sa{ss}us",
-                body=[subject, ACTION, details, _INTERACTIVE, ""],
+                body=[subject, action, details, _INTERACTIVE, ""],
             )
         )
         if answer is None or answer.message_type is not MessageType.METHOD_RETURN:

@@ -15,6 +15,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.consent import Consent, Opening
 from vmgr.api.shares import Share, UnwantedShare
 from vmgr.api.snapshots import (
     CreateSnapshot,
@@ -28,7 +29,7 @@ from vmgr.client import launch
 from vmgr.client.aiojob import AsyncJob
 from vmgr.client.core import Exchange, Notes
 from vmgr.client.jobstream import JobStream
-from vmgr.client.sync import event_of, interrupted, log_data, silent, work_message
+from vmgr.client.messages import event_of, interrupted, log_data, silent, work_message
 from vmgr.client.websocket import Stream
 from vmgr.errors import HelperUnavailableError
 from vmgr.paths import Paths
@@ -297,9 +298,14 @@ class AsyncClient:
         """The directories of this computer in a machine."""
         return await self._call(list[Share], "share_list", {"machine": machine})
 
-    async def share_add(self, machine: str, share: Share) -> Share:
+    async def consent(self, opening: Opening) -> Consent:
+        """Have the person asked about what is to be opened, or hear what to ask."""
+        return await self._call(Consent, "consent", body=opening)
+
+    async def share_add(self, machine: str, share: Share, *, consent: bool = False) -> Share:
         """Share a directory of this computer with a machine, now if it runs and at each start."""
-        return await self._call(Share, "share_add", {"machine": machine}, body=share)
+        query: dict[str, object] = {"consent": consent}
+        return await self._call(Share, "share_add", {"machine": machine}, body=share, query=query)
 
     async def share_remove(self, machine: str, guest: str) -> None:
         """Stop sharing what a machine sees at `guest`."""
@@ -310,9 +316,14 @@ class AsyncClient:
         """A machine's forwarded ports."""
         return await self._call(list[m.PortForward], "port_list", {"machine": machine})
 
-    async def port_add(self, machine: str, port: m.PortForward) -> m.PortForward:
+    async def port_add(
+        self, machine: str, port: m.PortForward, *, consent: bool = False
+    ) -> m.PortForward:
         """Forward a port of this computer to a machine, now if it runs and at each start."""
-        return await self._call(m.PortForward, "port_add", {"machine": machine}, body=port)
+        query: dict[str, object] = {"consent": consent}
+        return await self._call(
+            m.PortForward, "port_add", {"machine": machine}, body=port, query=query
+        )
 
     async def port_remove(self, machine: str, port: m.PortForward) -> None:
         """Stop forwarding a port."""

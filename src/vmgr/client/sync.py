@@ -14,6 +14,7 @@ from vmgr.api import models as m
 from vmgr.api import streams as s
 from vmgr.api import usage as u
 from vmgr.api.audit import AuditReport
+from vmgr.api.consent import Consent, Opening
 from vmgr.api.shares import Share, UnwantedShare
 from vmgr.api.snapshots import (
     CreateSnapshot,
@@ -24,7 +25,8 @@ from vmgr.api.snapshots import (
 )
 from vmgr.api.volumes import AttachVolume, CreateVolume, ResizeVolume, VolumeInfo
 from vmgr.client import launch
-from vmgr.client.core import Exchange, Notes, error_of
+from vmgr.client.core import Exchange, Notes
+from vmgr.client.messages import event_of, interrupted, log_data, silent, work_message
 from vmgr.errors import HelperUnavailableError
 from vmgr.paths import Paths
 
@@ -289,9 +291,14 @@ class Client:
         """The directories of this computer in a machine."""
         return self._call(list[Share], "share_list", {"machine": machine})
 
-    def share_add(self, machine: str, share: Share) -> Share:
+    def consent(self, opening: Opening) -> Consent:
+        """Have the person asked about what is to be opened, or hear what to ask."""
+        return self._call(Consent, "consent", body=opening)
+
+    def share_add(self, machine: str, share: Share, *, consent: bool = False) -> Share:
         """Share a directory of this computer with a machine, now if it runs and at each start."""
-        return self._call(Share, "share_add", {"machine": machine}, body=share)
+        query: dict[str, object] = {"consent": consent}
+        return self._call(Share, "share_add", {"machine": machine}, body=share, query=query)
 
     def share_remove(self, machine: str, guest: str) -> None:
         """Stop sharing what a machine sees at `guest`."""
@@ -302,9 +309,12 @@ class Client:
         """A machine's forwarded ports."""
         return self._call(list[m.PortForward], "port_list", {"machine": machine})
 
-    def port_add(self, machine: str, port: m.PortForward) -> m.PortForward:
+    def port_add(
+        self, machine: str, port: m.PortForward, *, consent: bool = False
+    ) -> m.PortForward:
         """Forward a port of this computer to a machine, now if it runs and at each start."""
-        return self._call(m.PortForward, "port_add", {"machine": machine}, body=port)
+        query: dict[str, object] = {"consent": consent}
+        return self._call(m.PortForward, "port_add", {"machine": machine}, body=port, query=query)
 
     def port_remove(self, machine: str, port: m.PortForward) -> None:
         """Stop forwarding a port."""
@@ -528,65 +538,6 @@ class Client:
             path["job"] = job
         stream = JobStream(opening, machine, job)
         return Job(stream, self._connect, (operation, path), self._on_notes)
-
-
-# -- what both twins make of messages ------------------------------------------------------------
-
-
-def log_data(message: str | bytes) -> bytes:
-    """The data of a message on a log stream."""
-    if isinstance(message, bytes):
-        return message[1:]
-    raise _unexpected(message)
-
-
-def event_of(message: str | bytes) -> m.Event:
-    """The event in a message on an event stream."""
-    try:
-        return msgspec.json.decode(message, type=m.Event)
-    except msgspec.MsgspecError:
-        raise _unexpected(message) from None
-
-
-def work_message(message: str | bytes, kind: type[T]) -> s.Progress | T:
-    """What a message on an image stream says: how far it is, or the image."""
-    try:
-        decoded = s.decode_from_helper(message)
-        if isinstance(decoded, s.Progress):
-            return decoded
-        if isinstance(decoded, s.Done):
-            return msgspec.convert(decoded.result, kind)
-    except msgspec.MsgspecError:
-        pass
-    raise _unexpected(message)
-
-
-def silent(timeout: float | None) -> HelperUnavailableError:
-    """The error for a helper that says nothing."""
-    return HelperUnavailableError(
-        f"the helper did not answer within {timeout:g} s", next_step='see "vmgr helper logs"'
-    )
-
-
-def interrupted() -> HelperUnavailableError:
-    """The error for a helper that ended amid its work."""
-    return HelperUnavailableError(
-        "the helper ended before the work was done",
-        next_step='try again, and see "vmgr helper logs" if it happens again',
-    )
-
-
-def _unexpected(message: str | bytes) -> Exception:
-    try:
-        decoded = s.decode_from_helper(message)
-    except msgspec.MsgspecError:
-        decoded = None
-    if isinstance(decoded, s.Failed):
-        return error_of(decoded.error)
-    return HelperUnavailableError(
-        "a message of the helper is not understood",
-        next_step='run "vmgr helper restart", so that both are of one version',
-    )
 
 
 def _ignore(_notes: Notes) -> None:

@@ -263,6 +263,10 @@ def _memory() -> int:
 _ON_OFF: Final = Choice(("on", "off"))
 
 _TABLE: Final = (
+    Setting("authorize.ports", Choice(("ask", "allow")), lambda: "ask",
+            "Whether you are asked before a port of a machine is open to other computers"),
+    Setting("authorize.shares", Choice(("ask", "allow")), lambda: "ask",
+            "Whether you are asked before a directory outside your home is shared"),
     Setting("autostart.machines", MachineNames(), lambda: "",
             "Machines that start with your session, or when the helper first starts in it, "
             "separated by spaces"),

@@ -24,6 +24,7 @@ from vmgr.network import strays
 if TYPE_CHECKING:
     from vmgr.agent import AgentChannel
     from vmgr.api.audit import AuditReport
+    from vmgr.api.consent import Consent
     from vmgr.api.shares import Share
     from vmgr.api.snapshots import SnapshotInfo
     from vmgr.api.usage import Usage
@@ -158,6 +159,7 @@ class Api(Streaming):
         return await self._helper.machines.infos()
 
     async def machine_create(self, call: Call) -> m.MachineInfo:
+        await self._helper.consents.require_of(call.body)
         machine = await self._helper.machines.create(call.body)
         return await self._helper.machines.info(machine.name)
 
@@ -250,8 +252,13 @@ class Api(Streaming):
     async def share_list(self, call: Call) -> list[Share]:
         return self._helper.machines.get(call.path["machine"]).shares()
 
+    async def consent(self, call: Call) -> Consent:
+        return await self._helper.consents.ask(call.body)
+
     async def share_add(self, call: Call) -> Share:
         machine = self._helper.machines.get(call.path["machine"])
+        if not call.query["consent"]:
+            await self._helper.consents.require(machine.name, [call.body], [])
         return await self._helper.shares.add(machine, call.body)
 
     async def share_remove(self, call: Call) -> None:
@@ -265,6 +272,8 @@ class Api(Streaming):
 
     async def port_add(self, call: Call) -> m.PortForward:
         machine = self._helper.machines.get(call.path["machine"])
+        if not call.query["consent"]:
+            await self._helper.consents.require(machine.name, [], [call.body])
         return await self._helper.ports.add(machine, call.body)
 
     async def port_remove(self, call: Call) -> None:

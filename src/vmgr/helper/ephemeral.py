@@ -68,6 +68,7 @@ class EphemeralRun:
     ) -> tuple[Machine, Job]:
         machines = self._helper.machines
         wanted = msgspec.structs.replace(request.machine, ephemeral=True)
+        await self._helper.consents.require_of(wanted)
         image = wanted.image or str((await self._helper.settings()).get("image.default"))
         await self._helper.images.ensure(image, progress)
         machine = await self._helper.pool.take(wanted)

@@ -19,6 +19,7 @@ from vmgr.errors import VmgrError
 from vmgr.helper import crash, session
 from vmgr.helper.accounts import Accounts
 from vmgr.helper.clocks import Clocks
+from vmgr.helper.consent import Consents
 from vmgr.helper.credentials import Credentials
 from vmgr.helper.doorbell import Doorbell
 from vmgr.helper.events import EventBus
@@ -108,6 +109,7 @@ class Helper:
         self.names = Names(DOMAIN, self._address_of)
         self.policies = Policies(self)
         self.authorization = Authorization(Polkit(self._bus_thread))
+        self.consents = Consents(self)
         self.host_calls = HostCalls(self)
         self.accounts = Accounts(self)
         self.clocks = Clocks(self)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import CreateMachine, ImageBuild
 from vmgr.cli.connection import client
+from vmgr.cli.consent import agreed, yes_option
 from vmgr.cli.output import print_json
 from vmgr.cli.parser import (
     cold_option,
@@ -42,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     user_options(parser)
     volume_option(parser)
     share_option(parser)
+    yes_option(parser)
     image = parser.add_argument("--image", metavar="IMAGE", help="an image's name or digest")
     image.completer = "images"  # type: ignore[attr-defined]  # read by vmgr.cli.completing
     parser.add_argument(
@@ -60,8 +62,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
     helper = client()
+    name = options.name if options.name is not None else options.name_option
     wanted = CreateMachine(
-        name=options.name if options.name is not None else options.name_option,
+        name=name,
         image=options.image,
         cpus=options.cpus,
         memory_bytes=options.memory,
@@ -76,6 +79,7 @@ def execute(options: argparse.Namespace) -> int:
         ports=options.ports,
         volumes=options.volumes,
         shares=options.shares,
+        consent=agreed(helper, name, options.shares, options.ports, yes=options.yes),
         snapshot=options.snapshot,
         auto_ports=options.auto_ports,
     )

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from vmgr.cli.connection import client
+from vmgr.cli.consent import agreed, yes_option
 from vmgr.cli.output import print_json, table
 from vmgr.cli.parser import Parser, machine_argument, port
 from vmgr.errors import NotFoundError
@@ -44,6 +45,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         made.add_argument(
             "ports", metavar="[IP:]HOST:GUEST[/udp]", nargs="+", type=port, help="which"
         )
+        if verb == "add":
+            yes_option(made)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -82,7 +85,8 @@ def _list(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     helper = client()
     for wanted in options.ports:
-        helper.port_add(options.name, wanted)
+        consent = agreed(helper, options.name, ports=[wanted], yes=options.yes)
+        helper.port_add(options.name, wanted, consent=consent)
     return 0
 
 

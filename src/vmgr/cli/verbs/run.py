@@ -8,6 +8,7 @@ import os
 from vmgr.api.hostcommands import HostCommands
 from vmgr.api.models import CreateMachine
 from vmgr.cli.connection import client
+from vmgr.cli.consent import agreed, yes_option
 from vmgr.cli.parser import (
     cold_option,
     command_of,
@@ -41,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     host_commands_options(parser)
     volume_option(parser)
     share_option(parser)
+    yes_option(parser)
     parser.add_argument("--name", metavar="NAME", help="the machine's name, while it lives")
     parser.add_argument("--rm", action="store_true", help=argparse.SUPPRESS)  # docker's habit
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
@@ -61,6 +63,7 @@ def execute(options: argparse.Namespace) -> int:
     spec = command_spec(options, command, tty=tty)
     if not command:
         spec = msgspec.structs.replace(spec, login=True)
+    helper = client()
     machine = CreateMachine(
         name=options.name,
         image=options.image,
@@ -75,11 +78,11 @@ def execute(options: argparse.Namespace) -> int:
         ports=options.ports,
         volumes=options.volumes,
         shares=options.shares,
+        consent=agreed(helper, options.name, options.shares, options.ports, yes=options.yes),
         auto_ports=options.auto_ports,
         ephemeral=True,
     )
     with ProgressLine(quiet=options.quiet) as progress:
-        helper = client()
         job = helper.run(machine, spec)
         return Session(
             job,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmgr.cli.connection import client
+from vmgr.cli.consent import agreed, yes_option
 from vmgr.cli.output import print_json, table
 from vmgr.cli.parser import Parser, machine_argument, share
 
@@ -39,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     adding.add_argument(
         "shares", metavar="HOST[:GUEST][:ro]", nargs="+", type=share, help="which, and where"
     )
+    yes_option(adding)
     removing = verbs.add_parser(
         "rm",
         help="stop sharing directories",
@@ -80,7 +82,8 @@ def _list(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     helper = client()
     for wanted in options.shares:
-        helper.share_add(options.name, wanted)
+        consent = agreed(helper, options.name, [wanted], yes=options.yes)
+        helper.share_add(options.name, wanted, consent=consent)
     return 0
 
 

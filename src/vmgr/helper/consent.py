@@ -1,0 +1,109 @@
+"""What the person has to agree to: directories outside their home, ports beyond loopback.
+
+A slip of the keys, or a command copied from somewhere, opens more there than was meant. They are
+asked by the desktop's own way where there is one, else by the client, at the terminal where the
+command was typed; where there is neither, it is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pwd
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmgr.api.consent import Consent
+from vmgr.errors import ConsentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmgr.api.consent import Opening
+    from vmgr.api.models import CreateMachine, PortForward
+    from vmgr.api.shares import Share
+    from vmgr.helper.helper import Helper
+
+__all__ = ["Consents"]
+
+
+class Consents:
+    """Whether the person agrees.
+
+    Args:
+        helper: its settings, and how they are asked.
+    """
+
+    def __init__(self, helper: Helper) -> None:
+        self._helper = helper
+
+    async def ask(self, opening: Opening) -> Consent:
+        """Have the desktop ask, or say what the client is to ask.
+
+        Raises:
+            ConsentError: they were asked, and said no.
+        """
+        questions = await self._questions(opening.machine, opening.shares, opening.ports)
+        for question in list(questions):
+            said = await self._helper.authorization.ask_desktop(opening.machine or "", question)
+            if said is False:
+                raise ConsentError("you did not agree to that", details={"question": question})
+            if said is None:
+                return Consent(agreed=False, questions=questions)
+            questions.remove(question)
+        return Consent(agreed=True)
+
+    async def require(
+        self, machine: str | None, shares: Sequence[Share], ports: Sequence[PortForward]
+    ) -> None:
+        """See that nothing is opened that the person would have to agree to.
+
+        Raises:
+            ConsentError: something is.
+        """
+        questions = await self._questions(machine, shares, ports)
+        if questions:
+            what = "shared" if shares else "open to other computers"
+            key = "authorize.shares" if shares else "authorize.ports"
+            raise ConsentError(
+                f"nobody was there to be asked: {questions[0]}",
+                next_step=f"call it at a terminal or with --yes, or have it never asked that "
+                f"something is {what}, with: vmgr config set {key} allow",
+            )
+
+    async def require_of(self, wanted: CreateMachine) -> None:
+        """The same of a new machine."""
+        if not wanted.consent:
+            await self.require(wanted.name, wanted.shares, [])
+            await self.require(wanted.name, [], wanted.ports)
+
+    async def _questions(
+        self, machine: str | None, shares: Sequence[Share], ports: Sequence[PortForward]
+    ) -> list[str]:
+        settings = await self._helper.settings()
+        who = f"machine {machine}" if machine else "the new machine"
+        questions = []
+        if settings.get("authorize.shares") == "ask" and shares:
+            outside = await self._helper.executors.in_files(_outside_home, [s.host for s in shares])
+            questions += [
+                f"{share.host} is outside your home; may {who} "
+                f"{'read' if share.read_only else 'read and change'} what is in it"
+                for share in shares
+                if share.host in outside
+            ]
+        if settings.get("authorize.ports") == "ask":
+            questions += [
+                f"port {port.host_port} of {who} is to be open to other computers, at "
+                f"{port.address}; may it be"
+                for port in ports
+                if not ipaddress.ip_address(port.address).is_loopback
+            ]
+        return questions
+
+
+def _outside_home(paths: Sequence[str]) -> set[str]:
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()
+    # Users of services have the root directory as theirs.
+    if home == Path("/"):
+        return set(paths)
+    return {path for path in paths if not Path(path).resolve().is_relative_to(home)}
