@@ -507,6 +507,8 @@ class Check(Model, frozen=True, kw_only=True):
     summary: str
     fix: str | None = None
     """The exact command or edit that mends it."""
+    runnable: bool = False
+    """It is a command that a shell can run as it is: `vmgr doctor --fix` offers that."""
 
 
 class DoctorReport(Model, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import pwd
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmgr.api.models import Check
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from vmgr.paths import Paths
     from vmgr.vmm import Accelerator
 
-__all__ = ["Host", "error", "good", "warning"]
+__all__ = ["Command", "Host", "error", "good", "warning"]
+
+
+class Command(str):
+    """A fix that a shell can run as it is."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -49,15 +55,15 @@ class Host:
         except KeyError:
             return str(self.uid)
 
-    def as_root(self, *commands: str) -> str:
+    def as_root(self, *commands: str) -> Command:
         """`commands`, one after the other, as the person must type them to have root run them."""
         prefix = "" if self.uid == 0 else "sudo "
-        return " && ".join(prefix + command for command in commands)
+        return Command(" && ".join(prefix + command for command in commands))
 
-    def write_as_root(self, text: str, file: str, *then: str) -> str:
+    def write_as_root(self, text: str, file: str, *then: str) -> Command:
         """A command that puts `text` into `file`, then runs `then`."""
         quoted = shlex.quote(text.replace("\\", r"\\").replace("%", "%%").replace("\n", r"\n"))
-        return f"printf {quoted} | {self.as_root(f'tee {file}', *then)}"
+        return Command(f"printf {quoted} | {self.as_root(f'tee {file}', *then)}")
 
 
 def good(name: str, summary: str) -> Check:
@@ -67,9 +73,16 @@ def good(name: str, summary: str) -> Check:
 
 def warning(name: str, summary: str, fix: str | None = None) -> Check:
     """Something works less well, or not yet."""
-    return Check(name=name, status="warning", summary=summary, fix=fix)
+    return _check(name, "warning", summary, fix)
 
 
 def error(name: str, summary: str, fix: str | None = None) -> Check:
     """Machines cannot be made or started."""
-    return Check(name=name, status="error", summary=summary, fix=fix)
+    return _check(name, "error", summary, fix)
+
+
+def _check(name: str, status: Literal["warning", "error"], summary: str, fix: str | None) -> Check:
+    return Check(
+        name=name, status=status, summary=summary, fix=None if fix is None else str(fix),
+        runnable=isinstance(fix, Command),
+    )  # fmt: skip

@@ -59,7 +59,7 @@ async def sandbox(host: Host) -> Check:
     found = await probe_vmm_sandbox(qemu, cache, host.executor)
     wanted = cast("SandboxLevel", host.config.get("sandbox.require"))
     summary = f"{found.level}: {found.reason}"
-    fix = found.fix and host.as_root(found.fix)
+    fix: str | None = host.as_root(found.fix) if found.fix else None
     if found.level == "filter" and fix is None:
         loop = asyncio.get_running_loop()
         why, fix = await loop.run_in_executor(host.executor, _who_forbids, host, BUBBLEWRAP)

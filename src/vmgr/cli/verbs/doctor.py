@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from vmgr.api.models import DoctorReport
 
 DESCRIPTION = """Check what vmgr needs of this host. Each thing that is missing is named with the
-exact command that mends it. Exits with 1 when something is broken. Works without the helper, too.
+exact command that mends it; --fix offers to run those, one after the other. Exits with 1 when
+something is broken. Works without the helper, too.
 
 With --audit look at the running processes of vmgr instead: what each has open, which rights it has,
 and whether it keeps the rules. Exits with 1 when one is broken."""
 EXAMPLES = """examples:
   vmgr doctor
+  vmgr doctor --fix
   vmgr doctor --audit
   vmgr doctor --json"""
 
@@ -37,13 +39,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--audit", action="store_true", help="look at vmgr's processes")
+    parser.add_argument(
+        "--fix", action="store_true", help="offer to run each command that mends something"
+    )
+    parser.add_argument("-y", "--yes", action="store_true", help="with --fix: run them unasked")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Do it."""
     if options.audit:
+        if options.fix:
+            raise UsageError("--audit and --fix are two things", next_step="call one of them")
         return _audit(as_json=options.json)
+    if options.yes and not options.fix:
+        raise UsageError("--yes goes with --fix", next_step="call: vmgr doctor --fix --yes")
     report = _report()
+    if options.fix:
+        from vmgr.cli.mending import mend
+
+        if mend(report.checks, yes=options.yes):
+            report = _report()
     if options.json:
         print_json(report)
     else:
