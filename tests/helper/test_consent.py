@@ -82,6 +82,15 @@ def test_nobody_is_there_to_be_asked(asking: Home, outside: Path) -> None:
     assert (shares(asking), asking.json("port", "ls", "m")) == ([], [])
 
 
+def test_what_cannot_be_is_not_asked_about(asking: Home, outside: Path) -> None:
+    for command in (
+        ("share", "add", "m", str(outside / "gone")),
+        ("run", *SMALL, "--share", str(outside / "gone"), "debian-minimal", "--", "true"),
+    ):
+        done = asking.vmgr(*command, check=False)
+        assert b"cannot be shared: No such file or directory" in done.stderr
+
+
 def test_yes_beforehand(asking: Home, outside: Path) -> None:
     asking.vmgr("create", *IMAGE, "n", "--yes", "--share", str(outside), "-p", "0.0.0.0:8099:80")
     asking.vmgr("rm", "n")

@@ -42,7 +42,9 @@ class Consents:
 
         Raises:
             ConsentError: they were asked, and said no.
+            UsageError, NotFoundError, ConflictError, ResourceError: it cannot be, agreed or not.
         """
+        await self._helper.shares.check(opening.shares)
         questions = await self._questions(opening.machine, opening.shares, opening.ports)
         for question in list(questions):
             said = await self._helper.authorization.ask_desktop(opening.machine or "", question)
@@ -60,7 +62,9 @@ class Consents:
 
         Raises:
             ConsentError: something is.
+            UsageError, NotFoundError, ConflictError, ResourceError: it cannot be, agreed or not.
         """
+        await self._helper.shares.check(shares)
         questions = await self._questions(machine, shares, ports)
         if questions:
             what = "shared" if shares else "open to other computers"
