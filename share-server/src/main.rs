@@ -9,6 +9,7 @@
 
 mod abi;
 mod content;
+mod filter;
 mod handles;
 mod identity;
 mod names;
@@ -113,6 +114,7 @@ fn run(options: &Options) -> std::io::Result<()> {
         ),
         default: OnceLock::new(),
     };
+    filter::confine()?;
     let session = Session::begin(stream, &key)?;
     std::thread::scope(|scope| {
         for _ in 0..THREADS {

@@ -187,6 +187,15 @@ def test_it_ends_on_what_is_no_frame(shared: Path) -> None:
     peer.socket.close()
 
 
+def test_only_calls_that_files_take_are_left_to_it(peer: Peer) -> None:
+    peer.lookup(b"file")  # it serves
+    for task in Path(f"/proc/{peer.process.pid}/task").iterdir():
+        status = dict(
+            line.split(":", 1) for line in (task / "status").read_text().splitlines() if ":" in line
+        )
+        assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
+
+
 def test_what_was_sent_to_an_earlier_server_is_skipped(shared: Path) -> None:
     with Peer(shared, before=os.urandom(300_000) + p.KEY[:31]) as peer:
         assert peer.lookup(b"file").size == len("content")

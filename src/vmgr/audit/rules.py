@@ -130,6 +130,8 @@ def problems(
         yield from _helper(seen)
     if role in {"vmm", "monitor", "share"}:
         yield from _sandboxed(role, seen, level, around)
+    if role in {"vmm", "share"} and settled and seen.seccomp != "filter":
+        yield "no filter of system calls is on"
     if role == "vmm" and settled:
         yield from _vmm(seen)
 
@@ -175,8 +177,7 @@ def _helper(seen: Seen) -> Iterator[str]:
 
 
 def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) -> Iterator[str]:
-    # At the level `filter` a share server has no sandbox at all; `info` and `doctor` say so.
-    if not seen.no_new_privs and (role, level) != ("share", "filter"):
+    if not seen.no_new_privs:
         yield "it could gain privileges (no_new_privs is off)"
     allowed = _NETWORK_ENVIRONMENT if role == "monitor" else _SANDBOXED_ENVIRONMENT
     for name in sorted(set(seen.environment) - allowed):
@@ -221,8 +222,6 @@ def network_problems(
 
 
 def _vmm(seen: Seen) -> Iterator[str]:
-    if seen.seccomp != "filter":
-        yield "no filter of system calls is on"
     if not seen.guest_memory:
         yield "its machine's memory is not seen (rule 7)"
 
