@@ -116,8 +116,14 @@ def clock(home: Home, web: str) -> dict[str, Any]:
 
 @pytest.mark.vm
 def test_a_clock_that_is_right_is_left_alone(home: Home, web: str) -> None:
-    found = clock(home, web)
-    assert found["corrected"] is None
+    for _ in range(20):
+        # On a busy computer an emulated machine may really be late, and is mended.
+        found, again = clock(home, web), clock(home, web)
+        if all(abs(c["offset_seconds"]) + c["uncertainty_seconds"] < 0.05 for c in (found, again)):
+            assert again["corrected_at"] == found["corrected_at"]
+            break
+    else:
+        pytest.fail("its clock is never right")
     assert not found["synchronized"]
     assert b"Clock: " in home.vmgr("info", web).stdout
 
@@ -150,9 +156,9 @@ def test_two_seconds_are_stepped(home: Home, web: str) -> None:
 @pytest.mark.vm
 def test_a_machine_with_a_client_of_its_own_is_left_to_it(home: Home, web: str) -> None:
     before = clock(home, web)
-    adjust(home, web, SET_OFFSET, seconds=3)
-    # As chronyd and systemd-timesyncd say that they have it.
-    adjust(home, web, SET_STATUS)
+    # As chronyd and systemd-timesyncd say that they have it; in one call, since the helper may look
+    # at any moment.
+    adjust(home, web, SET_OFFSET | SET_STATUS, seconds=3)
     found = clock(home, web)
     assert found["synchronized"]
     assert found["corrected_at"] == before["corrected_at"]
