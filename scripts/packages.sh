@@ -35,6 +35,7 @@ readonly -a test_needs=(
   'dbus-daemon:command dbus-daemon'
   'desktop-file-utils:command desktop-file-validate'
   'libfuse3-3:library libfuse3.so.3'
+  'sshfs:command sshfs'
   'polkitd:file /usr/lib/polkit-1/polkitd'
 )
 readonly -a check_needs=(

@@ -60,6 +60,8 @@ VERBS: Final[dict[str, Verb]] = {
     "cp": Verb(GROUPS[1], "copy files into, out of and between machines"),
     "cat": Verb(GROUPS[1], "show files of machines"),
     "edit": Verb(GROUPS[1], "edit a machine's file in your editor"),
+    "mount": Verb(GROUPS[1], "mount a machine's files on this computer"),
+    "umount": Verb(GROUPS[1], "take machines' files from this computer again"),
     "jobs": Verb(GROUPS[1], "list the commands that run in a machine"),
     "attach": Verb(GROUPS[1], "take over the streams of a running command", 125),
     "ssh-config": Verb(GROUPS[1], "let ssh and all that uses it reach your machines"),
