@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 from typing import TYPE_CHECKING
@@ -162,3 +163,16 @@ def test_somebody_elses_change_is_not_lost(home: Home, tmp_path: Path) -> None:
     assert mine.read_bytes() == b"mine\n"
     mine.unlink()
     mine.parent.rmdir()
+
+
+def test_a_quiet_input_does_not_hide_a_failure(home: Home) -> None:
+    """It ends with the copy, though nothing has been typed."""
+    read, write = os.pipe()
+    try:
+        copying = home.start("cp", "-", "web:/proc/none", stdin=read)
+        output, said = copying.communicate(timeout=60)
+        assert copying.returncode == 1
+        assert b"none" in output + (said or b"")
+    finally:
+        os.close(read)
+        os.close(write)

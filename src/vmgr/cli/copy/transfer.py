@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from vmgr.client.job import Job
+    from vmgr.client.jobstream import JobEvent
     from vmgr.client.sync import Client
 
 __all__ = ["Entry", "Incoming", "Remote", "Stat", "feed"]
@@ -123,15 +125,23 @@ class Remote:
         job = self._start("unpack", [*renamed, "--", directory], stdin=True)
         return feed(job, pieces, self._on_problem)
 
-    def write(self, path: str, pieces: Iterable[bytes], *, expect: str | None = None) -> int:
+    def write(
+        self,
+        path: str,
+        pieces: Iterable[bytes],
+        *,
+        expect: str | None = None,
+        source: int | None = None,
+    ) -> int:
         """Make a file of `pieces`; the builtin's exit code.
 
         Args:
             expect: the mark that the file must have still.
+            source: as with `feed`.
         """
         expected = [] if expect is None else ["--expect", expect]
         job = self._start("write", [*expected, "--", path], stdin=True)
-        return feed(job, pieces, self._on_problem)
+        return feed(job, pieces, self._on_problem, source=source)
 
     def _start(
         self,
@@ -214,26 +224,67 @@ class Incoming:
                     self._job.stream.taken(event.flow, len(event.data))
 
 
-def feed(job: Job, pieces: Iterable[bytes], on_problem: Callable[[str], None]) -> int:
-    """Give `pieces` to a builtin's stdin as fast as it takes them; gives its exit code."""
+def feed(
+    job: Job,
+    pieces: Iterable[bytes],
+    on_problem: Callable[[str], None],
+    *,
+    source: int | None = None,
+) -> int:
+    """Give `pieces` to a builtin's stdin as fast as it takes them; gives its exit code.
+
+    Args:
+        source: the fd that pieces are read from, where that may take for ever: the builtin's end is
+            noticed meanwhile.
+    """
     problems = _Problems(on_problem)
-    source = iter(pieces)
+    rest = iter(pieces)
     waiting: bytes | None = b""
     with job:
         while job.stream.exit is None:
+            beside = None
             while waiting is not None and job.stream.input_room:
+                if not waiting:
+                    if source is not None and not _readable(source):
+                        beside = source
+                        break
+                    waiting = next(rest, None)
+                    continue
                 room = job.stream.input_room
                 job.stream.write(waiting[:room])
-                waiting = waiting[room:] or next(source, None)
+                waiting = waiting[room:]
             if waiting is None:
                 job.stream.end_input()
-            for event in job.wait_events():
+            for event in _events(job, beside):
                 if isinstance(event, Output):
                     if event.flow == s.STDERR:
                         problems.take(event.data)
                     job.stream.taken(event.flow, len(event.data))
         problems.end()
         return job.stream.exit.exit_code
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _events(job: Job, beside: int | None) -> list[JobEvent]:
+    """Wait for something to happen to the job, or for `beside` to be readable."""
+    if beside is None:
+        return job.wait_events()
+    poll = select.poll()
+    poll.register(beside, select.POLLIN)
+    poll.register(job, select.POLLIN | (select.POLLOUT if job.wants_write else 0))
+    for fd, mask in poll.poll():
+        if fd == beside:
+            continue
+        if mask & select.POLLOUT:
+            job.flush()
+        if mask & ~select.POLLOUT:
+            return job.receive()
+    return []
 
 
 def _first_line(data: bytes) -> str:

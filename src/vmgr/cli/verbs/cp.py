@@ -125,7 +125,8 @@ def _in_from_stdin(
         raise UsageError(
             f"{destination} is a directory", next_step="name the file that stdin becomes"
         )
-    return report.code(remote.write(destination.path, _counted(_stdin(), progress)))
+    pieces = _counted(_stdin(), progress)
+    return report.code(remote.write(destination.path, pieces, source=0))
 
 
 def _remote_target(
