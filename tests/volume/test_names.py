@@ -22,11 +22,12 @@ def test_paths_are_made_plain() -> None:
     assert check_path("/srv//data/", "data") == "/srv/data"
     assert check_path("//srv/./x", "data") == "/srv/x"
     assert check_path("/device", "data") == "/device"
+    assert check_path("/usr/local", "data") == "/usr/local"
 
 
 @pytest.mark.parametrize(
     "path",
-    ["srv", "/", "//", "/srv/../..", "/proc", "/sys/x", "/dev/x", "/a\nb", "/" + 1024 * "a"],
+    ["srv", "/", "//", "/srv/../..", "/proc", "/sys/x", "/dev/x", "/etc", "/usr/", "/a\nb", "/" + 1024 * "a"],
 )  # fmt: skip
 def test_where_no_volume_can_be(path: str) -> None:
     with pytest.raises(UsageError, match="no volume can be there"):

@@ -183,10 +183,10 @@ def needs_recovery(disk: Path) -> bool:
 
 
 def _checked(size_bytes: int) -> int:
-    size_bytes = -(-size_bytes // (1 << 20)) << 20
+    asked, size_bytes = size_bytes, -(-size_bytes // (1 << 20)) << 20
     if not _SMALLEST <= size_bytes <= _LARGEST:
         raise UsageError(
-            f"a volume cannot have {human_size(size_bytes)}",
+            f"a volume cannot have {human_size(asked)}",
             next_step=f"ask for {human_size(_SMALLEST)} to {human_size(_LARGEST)}",
         )
     return size_bytes

@@ -14,6 +14,8 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _PATH_MAX: Final = 1_024
 # File systems of the machine's kernel, which nothing is put on.
 _KERNELS: Final = ("/proc", "/sys", "/dev")
+# Without what is there a machine does not work.
+_NEEDED: Final = ("/run", "/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc")
 
 
 def check_volume_name(name: str) -> str:
@@ -48,6 +50,8 @@ def check_path(path: str | None, name: str) -> str:
         problem = "is the machine's root"
     elif any(plain == kernels or plain.startswith(f"{kernels}/") for kernels in _KERNELS):
         problem = "is the kernel's"
+    elif plain in _NEEDED:
+        problem = "is what the machine itself needs"
     else:
         return "/" + plain.strip("/")
     raise UsageError(
