@@ -111,7 +111,9 @@ def test_a_vmm_that_is_not_locked_in(process: Callable[[str], Seen]) -> None:
 
 
 def test_the_io_priority_is_of_all_threads() -> None:
-    work = "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print()"
+    work = (
+        "import sys, threading; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
+    )
     command = ["ionice", "-c", "best-effort", "-n", "5", sys.executable, "-c", work]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
