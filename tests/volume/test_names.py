@@ -27,7 +27,10 @@ def test_paths_are_made_plain() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["srv", "/", "//", "/srv/../..", "/proc", "/sys/x", "/dev/x", "/etc", "/usr/", "/a\nb", "/" + 1024 * "a"],
+    [
+        "srv", "/", "//", "/srv/../..", "/proc", "/sys/x", "/dev/x", "/etc", "/usr/", "/a\nb",
+        "/" + 1024 * "a",
+    ],
 )  # fmt: skip
 def test_where_no_volume_can_be(path: str) -> None:
     with pytest.raises(UsageError, match="no volume can be there"):
