@@ -17,6 +17,7 @@ pub const NO_PATH: u16 = u16::MAX;
 pub const KIND_REQUEST: u8 = 0;
 pub const KIND_HELLO: u8 = 1;
 pub const KIND_REOPEN: u8 = 2;
+pub const KIND_WATCH: u8 = 3;
 
 pub mod op {
     pub const LOOKUP: u32 = 1;

@@ -22,6 +22,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_linkat, libc::SYS_symlinkat, libc::SYS_fchmod, libc::SYS_fchmodat,
     libc::SYS_utimensat, libc::SYS_setxattr, libc::SYS_getxattr, libc::SYS_listxattr,
     libc::SYS_removexattr,
+    // watching
+    libc::SYS_inotify_init1, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch,
     // memory and threads
     libc::SYS_brk, libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_mprotect,
     libc::SYS_madvise, libc::SYS_futex, libc::SYS_clone, libc::SYS_clone3, libc::SYS_gettid,
@@ -33,6 +35,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
 ];
 
 /// Keep to these calls from here on, in this thread and those that it starts.

@@ -17,6 +17,7 @@ mod place;
 mod placeholder;
 mod server;
 mod session;
+mod watches;
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -24,11 +25,12 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
-use abi::{KIND_HELLO, KIND_REOPEN, KIND_REQUEST, Reader};
+use abi::{KIND_HELLO, KIND_REOPEN, KIND_REQUEST, KIND_WATCH, Reader};
 use handles::Handles;
 use place::Place;
 use server::Server;
 use session::{Frame, KEY, Session};
+use watches::Watches;
 
 const USAGE: &str = "usage: vmgr-share-server --stream-fd N --key-fd N [--read-only] DIRECTORY
        vmgr-share-server --version";
@@ -116,11 +118,17 @@ fn run(options: &Options) -> std::io::Result<()> {
     };
     filter::confine()?;
     let session = Session::begin(stream, &key)?;
+    let watches = Watches::new();
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if let Err(error) = watches.run(&server.place, &session) {
+                eprintln!("vmgr-share-server: the machine is told of no changes any more: {error}");
+            }
+        });
         for _ in 0..THREADS {
             scope.spawn(|| {
                 // The stream's end, or what is no frame: the process ends with all that it has open.
-                let Err(error) = work(&server, &session);
+                let Err(error) = work(&server, &session, &watches);
                 let ended = error.kind() == std::io::ErrorKind::UnexpectedEof;
                 if !ended {
                     eprintln!("vmgr-share-server: {error}");
@@ -135,16 +143,19 @@ fn run(options: &Options) -> std::io::Result<()> {
 enum Never {}
 
 /// Read a frame and do what it asks, one after the other; other threads do the same meanwhile.
-fn work(server: &Server, session: &Session) -> Result<Never, std::io::Error> {
+fn work(server: &Server, session: &Session, watches: &Watches) -> Result<Never, std::io::Error> {
     let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidData);
     let (mut bytes, mut answer) = (Vec::new(), Vec::new());
     loop {
-        session.next(&mut bytes, |bytes| before_others(server, bytes))?;
+        session.next(&mut bytes, |bytes| before_others(server, watches, bytes))?;
         let frame = Frame::parse(&bytes).map_err(invalid)?;
         if frame.kind != KIND_REQUEST {
             continue; // done already
         }
-        match server.serve(&frame, &mut answer) {
+        let served = watches.during(&frame, &server.place, session, || {
+            server.serve(&frame, &mut answer)
+        });
+        match served {
             Ok(()) => session.answer(frame.unique, &mut answer)?,
             Err(server::Failure(errno)) => session.refuse(frame.unique, errno.raw_os_error())?,
         }
@@ -152,7 +163,7 @@ fn work(server: &Server, session: &Session) -> Result<Never, std::io::Error> {
 }
 
 /// What a session begins with is done before anything else is read.
-fn before_others(server: &Server, bytes: &[u8]) {
+fn before_others(server: &Server, watches: &Watches, bytes: &[u8]) {
     let Ok(frame) = Frame::parse(bytes) else {
         return;
     };
@@ -164,6 +175,9 @@ fn before_others(server: &Server, bytes: &[u8]) {
             }
         }
         KIND_REOPEN => server.reopen(&frame),
+        KIND_WATCH => {
+            let _ = watches.set(&server.place, frame.body);
+        }
         _ => {}
     }
 }

@@ -206,7 +206,7 @@ impl Server {
 }
 
 /// Whether an operation changes the directory in any case.
-fn changes(opcode: u32) -> bool {
+pub fn changes(opcode: u32) -> bool {
     matches!(
         opcode,
         op::SETATTR

@@ -152,6 +152,16 @@ impl Session {
         self.write(answer)
     }
 
+    /// Tell the machine of something that it did not ask; `frame` has room for the header.
+    pub fn tell(&self, code: u32, frame: &mut [u8]) -> std::io::Result<()> {
+        let mut header = Vec::with_capacity(OUT_HEADER);
+        header.put32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        header.put32(code);
+        header.put64(0);
+        frame[..OUT_HEADER].copy_from_slice(&header);
+        self.write(frame)
+    }
+
     pub fn refuse(&self, unique: u64, errno: i32) -> std::io::Result<()> {
         let mut header = Vec::with_capacity(OUT_HEADER);
         header.put32(16);

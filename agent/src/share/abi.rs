@@ -12,6 +12,7 @@ pub const NO_PATH: u16 = u16::MAX;
 pub const KIND_REQUEST: u8 = 0;
 pub const KIND_HELLO: u8 = 1;
 pub const KIND_REOPEN: u8 = 2;
+pub const KIND_WATCH: u8 = 3;
 pub const VERSION: u32 = 1;
 
 /// The most data of a request, in bytes and pages.
@@ -128,6 +129,17 @@ impl<'a> Request<'a> {
             _ => false,
         }
     }
+}
+
+/// The same request with another operation and body.
+#[must_use]
+pub fn rewritten(request: Request, opcode: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = request.0[..IN_HEADER.min(request.0.len())].to_vec();
+    bytes.extend(body);
+    let length = u32::try_from(bytes.len()).unwrap_or(0);
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+    bytes
 }
 
 /// An answer that is an error, or (with 0) an empty one.

@@ -6,6 +6,8 @@
 pub mod abi;
 pub mod pump;
 pub mod table;
+pub mod teller;
+pub mod telling;
 pub mod traffic;
 
 use std::fs::File;
@@ -26,6 +28,7 @@ use crate::launch::{self, Root};
 use crate::task;
 
 use pump::{KEY, Pump};
+use telling::Telling;
 
 /// What a host asks for: `share`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,10 +143,7 @@ fn mounted_pump(share: &Share, root: Root, control: OwnedFd) -> Result<Pump, Ref
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
-    let mut flags = MsFlags::MS_NOATIME;
-    if share.read_only {
-        flags |= MsFlags::MS_RDONLY;
-    }
+    let flags = MsFlags::MS_NOATIME;
     // Its subtype shows in the machine's table of mounts.
     mount(
         Some("vmgr"),
@@ -154,11 +154,26 @@ fn mounted_pump(share: &Share, root: Root, control: OwnedFd) -> Result<Pump, Ref
     )
     .map_err(|errno| Refusal::system("cannot mount the share", errno))?;
     let user = user_in(root, &share.user);
+    let path = format!("/{}", relative(&share.path));
+    if share.read_only {
+        // The mount alone, not the file system: changes on the host are told of by changes.
+        let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        mount(
+            None::<&str>,
+            path.as_str(),
+            None::<&str>,
+            flags,
+            None::<&str>,
+        )
+        .map_err(|errno| Refusal::system("cannot make the share read-only", errno))?;
+    }
     for fd in [&device, &port] {
         fcntl(fd, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
             .map_err(|errno| Refusal::system("cannot use a device", errno))?;
     }
-    Ok(Pump::new(device, port, control, share.key, user))
+    // Without it the machine's watchers hear of the machine's own changes alone.
+    let telling = teller::start(&path).ok().map(Telling::new);
+    Ok(Pump::new(device, port, control, share.key, user, telling))
 }
 
 /// Open the kernel's FUSE device, its module loaded first where that is needed.

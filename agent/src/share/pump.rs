@@ -15,10 +15,11 @@ use nix::unistd;
 use crate::account;
 
 use super::abi::{
-    self, Frame, KIND_HELLO, KIND_REOPEN, MAX_WRITE, OUT_HEADER, Request, VERSION, op, u32_at,
-    u64_at,
+    self, Frame, KIND_HELLO, KIND_REOPEN, KIND_WATCH, MAX_WRITE, OUT_HEADER, Request, VERSION, op,
+    u32_at, u64_at,
 };
 use super::table::Table;
+use super::telling::{Answer, EVENTS, Telling};
 use super::traffic::{self, Pending};
 
 pub const KEY: usize = 32;
@@ -62,6 +63,7 @@ pub struct Pump {
     control: OwnedFd,
     user: (u32, u32),
     table: Table,
+    telling: Option<Telling>,
     state: State,
     key: [u8; KEY],
     /// When there is no server still: what waits fails.
@@ -88,6 +90,7 @@ impl Pump {
         control: OwnedFd,
         key: [u8; KEY],
         user: (u32, u32),
+        telling: Option<Telling>,
     ) -> Self {
         let mut pump = Self {
             device,
@@ -95,6 +98,7 @@ impl Pump {
             control,
             user,
             table: Table::default(),
+            telling,
             state: State::Alone,
             key,
             until: Instant::now(),
@@ -141,6 +145,10 @@ impl Pump {
             PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.device.as_fd(), device),
         ];
+        if let Some(telling) = &self.telling {
+            polled.push(PollFd::new(telling.fd(), PollFlags::POLLIN));
+        }
+        let tells = usize::from(self.telling.is_some());
         // A port whose host is away is always "ready".
         if self.state != State::Alone {
             polled.push(PollFd::new(self.port.as_fd(), port));
@@ -167,16 +175,31 @@ impl Pump {
         if events[1].contains(PollFlags::POLLIN) {
             self.take_requests()?;
         }
-        if let Some(port) = events.get(2) {
+        if tells > 0 && !events[2].is_empty() {
+            self.told(events[2]);
+        }
+        if let Some(port) = events.get(2 + tells) {
             self.serve_port(*port);
         }
-        if self.timeout() == Some(Duration::ZERO) {
+        if let Some(telling) = &mut self.telling {
+            telling.go_on(&self.table);
+        }
+        if self.patience() == Some(Duration::ZERO) {
             self.give_up();
         }
         Ok(())
     }
 
     fn timeout(&self) -> Option<Duration> {
+        let telling = self.telling.as_ref().and_then(Telling::deadline);
+        let telling = telling.map(|at| at.saturating_duration_since(Instant::now()));
+        match (self.patience(), telling) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
         (self.state != State::Serving && !self.failing)
             .then(|| self.until.saturating_duration_since(Instant::now()))
     }
@@ -234,6 +257,9 @@ impl Pump {
             body.extend(u32::from(open.directory).to_le_bytes());
             self.push(frame.encode(&body));
         }
+        if (self.telling.as_ref()).is_some_and(Telling::watches_something) {
+            self.watch();
+        }
         // What may have been done, but nobody knows, is answered as what it is: an I/O error.
         let asked: Vec<u64> = self.pending.keys().copied().collect();
         (self.renaming, self.held) = (0, Vec::new());
@@ -245,6 +271,30 @@ impl Pump {
                 self.pending.remove(&unique);
                 self.reply(&abi::answer(unique, libc::EIO, &[]));
             }
+        }
+    }
+
+    /// Have the server watch what is watched here.
+    fn watch(&mut self) {
+        if let Some(telling) = &self.telling {
+            let frame = Frame {
+                kind: KIND_WATCH,
+                ..Frame::default()
+            };
+            let frame = frame.encode(&telling.watches(&self.table));
+            self.push(frame);
+        }
+    }
+
+    /// The teller has done something, or has ended.
+    fn told(&mut self, events: PollFlags) {
+        if !events.contains(PollFlags::POLLIN) {
+            self.telling = None;
+        } else if let Some(telling) = &mut self.telling
+            && telling.answered(&self.table)
+            && self.state != State::Alone
+        {
+            self.watch();
         }
     }
 
@@ -294,7 +344,23 @@ impl Pump {
             return;
         }
         let unique = request.unique();
-        match request.opcode() {
+        let mut bytes = bytes;
+        let asked;
+        if let Some(telling) = &mut self.telling {
+            if telling.asks(request) {
+                match telling.answer(request, &mut self.table) {
+                    Answer::Pass => {}
+                    Answer::Reply(answer) => return self.reply(&answer),
+                    Answer::Ask(other) => {
+                        asked = other;
+                        bytes = &asked;
+                    }
+                }
+            } else {
+                telling.used();
+            }
+        }
+        match Request(bytes).opcode() {
             op::INIT => self.reply(&abi::init(request)),
             // A request that is under way is waited for: what it did would be unknown.
             op::INTERRUPT => {}
@@ -432,6 +498,14 @@ impl Pump {
 
     fn answered(&mut self, reply: &mut [u8]) {
         let unique = u64_at(reply, 8);
+        if unique == 0 {
+            if u32_at(reply, 4) == EVENTS
+                && let Some(telling) = &mut self.telling
+            {
+                telling.heard(&reply[OUT_HEADER..]);
+            }
+            return;
+        }
         let Some(pending) = self.pending.remove(&unique) else {
             return;
         };

@@ -3,8 +3,8 @@
 //! It lies in the machine's memory, so it goes wherever that goes: into a saved machine, into copies of
 //! a running one. The server has none of it, and may be another one with each request.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 /// The number of the shared directory itself.
 pub const TOP: u64 = 1;
@@ -21,6 +21,8 @@ struct Node {
     identity: (u64, u64),
     /// How often the kernel was told its number.
     lookups: u64,
+    /// Its mode's type.
+    kind: u32,
     handles: Vec<u64>,
 }
 
@@ -40,6 +42,8 @@ pub struct Table {
     pub open: HashMap<u64, Open>,
     last_node: u64,
     last_handle: u64,
+    /// The shared directory's `st_ino`, by which it is watched.
+    pub top_ino: u64,
 }
 
 impl Default for Table {
@@ -51,6 +55,7 @@ impl Default for Table {
             open: HashMap::new(),
             last_node: TOP,
             last_handle: 0,
+            top_ino: TOP,
         };
         table.nodes.insert(TOP, Node::default());
         table
@@ -115,6 +120,49 @@ impl Table {
             self.name(number, parent, name);
         }
         number
+    }
+
+    /// What kind of file it is: the type in its mode.
+    #[must_use]
+    pub fn kind(&self, node: u64) -> u32 {
+        self.nodes.get(&node).map_or(0, |node| node.kind)
+    }
+
+    pub fn is_of_kind(&mut self, number: u64, kind: u32) {
+        if let Some(node) = self.nodes.get_mut(&number) {
+            node.kind = kind;
+        }
+    }
+
+    /// The file that had a name when it was last seen.
+    #[must_use]
+    pub fn named(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        self.by_name.get(&(parent, name.into())).copied()
+    }
+
+    /// The directories that are among files of these `st_ino`, and those in which the others are.
+    #[must_use]
+    pub fn directories(&self, inos: impl Iterator<Item = u64>) -> Vec<u64> {
+        const DIRECTORY: u32 = 0o040_000;
+        let inos: HashSet<u64> = inos.collect();
+        let mut found = Vec::new();
+        if inos.is_empty() {
+            return found;
+        }
+        if inos.contains(&TOP) || inos.contains(&self.top_ino) {
+            found.push(TOP);
+        }
+        for (&number, node) in &self.nodes {
+            if !inos.contains(&node.identity.0) {
+                continue;
+            }
+            if node.kind == DIRECTORY {
+                found.push(number);
+            } else {
+                found.extend(node.names.iter().map(|(parent, _)| *parent));
+            }
+        }
+        found
     }
 
     fn name(&mut self, number: u64, parent: u64, name: &[u8]) {

@@ -112,6 +112,8 @@ pub fn answered(table: &mut Table, pending: &Pending, reply: &mut [u8]) {
             let (from, to, exchange) = rename_names(request);
             table.renamed((node, from), (u64_at(body, 0), to), exchange);
         }
+        // fuse_attr_out: its attributes begin with the number.
+        op::GETATTR if node == TOP => table.top_ino = u64_at(reply, OUT_HEADER + 16),
         op::READDIRPLUS => number_all(table, node, &mut reply[OUT_HEADER..]),
         _ => {}
     }
@@ -134,6 +136,7 @@ fn number_entry(table: &mut Table, name: Option<(u64, &[u8])>, entry: &mut [u8])
     }
     let identity = (u64_at(entry, 40), u64_at(entry, 8));
     let number = table.entered(name, identity);
+    table.is_of_kind(number, u32_at(entry, 100) & 0o170_000);
     entry[..8].copy_from_slice(&number.to_le_bytes());
     number
 }
