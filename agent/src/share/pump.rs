@@ -357,7 +357,7 @@ impl Pump {
                     }
                 }
             } else {
-                telling.used();
+                telling.used(request);
             }
         }
         match Request(bytes).opcode() {

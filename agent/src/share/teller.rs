@@ -24,7 +24,8 @@ use super::abi::{text_at, u32_at};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Act {
-    /// Say which files of the mount are watched: their `st_ino`, eight bytes each.
+    /// Say which files of the mount are watched: their `st_ino`, eight bytes each. By the processes
+    /// that are named, four bytes each; by any where none is.
     Look = 0,
     Make = 1,
     Remove = 2,
@@ -111,7 +112,7 @@ fn serve(socket: &OwnedFd, mount: &str) {
 fn done(message: &[u8], mount: &CString, device: (u32, u32)) -> Vec<u8> {
     if u32_at(message, 0) == Act::Look as u32 {
         let mut answer = Vec::new();
-        for ino in watched(device) {
+        for ino in watched(device, message.get(8..).unwrap_or_default()) {
             answer.extend(ino.to_le_bytes());
         }
         return answer;
@@ -252,42 +253,44 @@ fn open(at: RawFd, path: &CString, flags: libc::c_int) -> Result<OwnedFd, Errno>
 }
 
 /// The files of a file system that some process of the machine watches; see proc_pid_fdinfo(5).
-fn watched(device: (u32, u32)) -> Vec<u64> {
+fn watched(device: (u32, u32), processes: &[u8]) -> Vec<u64> {
     let mut found = Vec::new();
     let device = u64::from(device.0) << 20 | u64::from(device.1);
-    let Ok(processes) = fs::read_dir("/proc") else {
-        return found;
-    };
-    for process in processes.flatten() {
-        if !process
-            .file_name()
-            .as_bytes()
-            .first()
-            .is_some_and(u8::is_ascii_digit)
-        {
-            continue;
-        }
-        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        for file in files.flatten() {
-            let Ok(target) = fs::read_link(file.path()) else {
-                continue;
-            };
-            let target = target.as_os_str().as_bytes();
-            if target != b"anon_inode:inotify" && target != b"anon_inode:[fanotify]" {
-                continue;
-            }
-            let info = process.path().join("fdinfo").join(file.file_name());
-            marks(&info, device, &mut found);
-            if found.len() >= MOST_WATCHED {
-                return found;
+    if processes.is_empty() {
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = process.file_name();
+            if name.as_bytes().first().is_some_and(u8::is_ascii_digit) {
+                marks_of(&process.path(), device, &mut found);
             }
         }
+    }
+    for process in processes.chunks_exact(4) {
+        let path = format!("/proc/{}", u32_at(process, 0));
+        marks_of(Path::new(&path), device, &mut found);
     }
     found.sort_unstable();
     found.dedup();
     found
+}
+
+fn marks_of(process: &Path, device: u64, found: &mut Vec<u64>) {
+    for file in fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let Ok(target) = fs::read_link(file.path()) else {
+            continue;
+        };
+        let target = target.as_os_str().as_bytes();
+        if target == b"anon_inode:inotify" || target == b"anon_inode:[fanotify]" {
+            marks(
+                &process.join("fdinfo").join(file.file_name()),
+                device,
+                found,
+            );
+        }
+    }
 }
 
 fn marks(info: &Path, device: u64, found: &mut Vec<u64>) {

@@ -1,7 +1,7 @@
 //! Which changes on the host the machine's watchers are still to be told of, and the answers to the
 //! requests by which they are (`teller`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,15 @@ use super::teller::{Act, MOST_WATCHED, Teller, message};
 pub const EVENTS: u32 = 1;
 /// Changes that wait to be told of; what comes while there are so many is told of as nothing.
 const MOST: usize = 2_048;
-/// Whoever begins to watch has looked at the files before: soon after that is seen which are.
+/// Whoever begins to watch has mostly asked for the files before: soon after that is seen what those
+/// who asked watch.
 const SOON: Duration = Duration::from_millis(30);
 const NOT_SOONER: Duration = Duration::from_millis(500);
-/// Names are trusted for a second without asking us, and a little.
+const MOST_ASKERS: usize = 256;
+/// Names are trusted for a second without asking us, and a little: after that it is seen what anybody
+/// watches, which takes longer.
 const LATEST: Duration = Duration::from_millis(1_100);
+const AT_LEAST_EACH: Duration = Duration::from_secs(5);
 /// The handle of what the teller has open.
 const HANDLE: u64 = 1 << 63;
 
@@ -63,6 +67,11 @@ pub struct Telling {
     busy: bool,
     look_at: Option<Instant>,
     looked: Instant,
+    /// When all processes were looked at, and whether this look is such a one.
+    looked_at_all: Instant,
+    all: bool,
+    /// Who has asked since the last look.
+    askers: BTreeSet<u32>,
     active: Instant,
     again: Option<(Instant, Change)>,
     watched: BTreeMap<u64, Vec<u8>>,
@@ -80,6 +89,9 @@ impl Telling {
             busy: false,
             look_at: None,
             looked: now,
+            looked_at_all: now,
+            all: false,
+            askers: BTreeSet::new(),
             active: now,
             again: None,
             watched: BTreeMap::new(),
@@ -94,14 +106,16 @@ impl Telling {
 
     #[must_use]
     pub fn asks(&self, request: Request) -> bool {
-        // fuse_in_header: its pid
-        u32_at(request.0, 32) == self.teller.pid
+        pid_of(request) == self.teller.pid
             || (request.opcode() == op::RELEASE && u64_at(request.body(), 0) == HANDLE)
     }
 
     /// Somebody in the machine uses the share.
-    pub fn used(&mut self) {
+    pub fn used(&mut self, request: Request) {
         let now = Instant::now();
+        if self.askers.len() < MOST_ASKERS {
+            self.askers.insert(pid_of(request));
+        }
         self.active = now;
         let at = (now + SOON).max(self.looked + NOT_SOONER);
         self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
@@ -228,11 +242,25 @@ impl Telling {
             } else if self.look_at.is_some_and(|at| at <= now) {
                 self.look_at = None;
                 self.current = None;
-                self.send(&message(Act::Look, 0, &[]));
+                self.look(now);
             } else {
                 return;
             }
         }
+    }
+
+    fn look(&mut self, now: Instant) {
+        let askers = std::mem::take(&mut self.askers);
+        self.all = askers.is_empty()
+            || now >= self.active + LATEST
+            || now >= self.looked_at_all + AT_LEAST_EACH;
+        let mut bytes = message(Act::Look, 0, &[]);
+        if !self.all {
+            for pid in askers {
+                bytes.extend(pid.to_le_bytes());
+            }
+        }
+        self.send(&bytes);
     }
 
     fn send(&mut self, bytes: &[u8]) {
@@ -257,11 +285,18 @@ impl Telling {
             return false;
         }
         self.looked = now;
+        if self.all {
+            self.looked_at_all = now;
+        }
         if self.look_at.is_none() && now < self.active + LATEST {
             self.look_at = Some(self.active + LATEST);
         }
         let inos = bytes[..count].chunks_exact(8).map(|ino| u64_at(ino, 0));
-        let mut watched = BTreeMap::new();
+        let mut watched = if self.all {
+            BTreeMap::new()
+        } else {
+            self.watched.clone()
+        };
         for id in table.directories(inos) {
             if let Some(path) = table.path(id) {
                 watched.insert(id, path);
@@ -349,6 +384,11 @@ impl Telling {
         entry[104..108].copy_from_slice(&1u32.to_le_bytes());
         entry
     }
+}
+
+/// `fuse_in_header`: who asks.
+fn pid_of(request: Request) -> u32 {
+    u32_at(request.0, 32)
 }
 
 /// Whether a request only looks.
