@@ -145,6 +145,14 @@ async def test_missing_tools_are_named_with_their_packages(
     )
 
 
+async def test_a_missing_sshfs_is_no_fault_and_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "missing_tools", lambda *tools: list(tools))
+    said = "cannot be used until sshfs is installed: apt-get install sshfs"
+    assert outcome(await programs.mounting(host)) == ("ok", said, None)
+
+
 async def test_apt_without_debian(host: Host) -> None:
     write(host.etc / "os-release", "ID=debian\nVERSION_CODENAME=bookworm\n")
     write(host.etc / "apt/sources.list", "# nothing\n")

@@ -31,7 +31,7 @@ class AuditedProcess(Model, frozen=True, kw_only=True):
     """One process of vmgr, as /proc shows it."""
 
     pid: int
-    role: Literal["helper", "vmm", "monitor", "network", "share", "ssh", "worker"]
+    role: Literal["helper", "vmm", "monitor", "network", "share", "ssh", "archive", "worker"]
     machine: str | None
     program: str
     uids: list[int]

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 import re
-import sys
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from vmgr._version import __version__
+from vmgr.archive.confined import porter_command, zstd_command
 from vmgr.archive.manifest import MANIFEST, Manifest, Member, read_manifest
 from vmgr.archive.porter import Measured
 from vmgr.artifact.faults import failed, no_space
@@ -22,7 +22,7 @@ from vmgr.errors import UsageError, VmgrError
 from vmgr.spawner import run, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -44,7 +44,9 @@ async def digests(paths: list[Path], progress: Callable[[float], None]) -> list[
     Raises:
         VmgrError: one of them cannot be read.
     """
-    lines = await _porter(["digest", *(os.fspath(p) for p in paths)], progress, None)
+    lines = await _porter(
+        ["digest", *(os.fspath(p) for p in paths)], progress, None, read_only=paths
+    )
     if lines[-1:] != ["done"]:
         if not lines or not lines[-1].startswith("failed "):
             raise VmgrError(
@@ -141,6 +143,7 @@ async def unpack(path: Path, stage: Path, executor: Executor, progress: Progress
                 ["unpack", os.fspath(stage)],
                 lambda part: progress(f"Reading {path.name}", part),
                 stream,
+                writable=[stage],
             )
     finally:
         for fd in opened:
@@ -161,7 +164,12 @@ async def unpack(path: Path, stage: Path, executor: Executor, progress: Progress
 
 
 async def _porter(
-    arguments: list[str], progress: Callable[[float], None], stdin: int | None
+    arguments: list[str],
+    progress: Callable[[float], None],
+    stdin: int | None,
+    *,
+    read_only: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
 ) -> list[str]:
     """What the porter said, line by line."""
 
@@ -169,10 +177,8 @@ async def _porter(
         if match := _PROGRESS.fullmatch(line):
             progress(int(match[1]) / max(int(match[2]), 1))
 
-    done = await run(
-        [sys.executable, "-I", "-B", "-m", "vmgr.archive.porter", *arguments],
-        env=build_environment(), stdin=stdin, on_line=on_line, check=False,
-    )  # fmt: skip
+    command = await porter_command(arguments, read_only=read_only, writable=writable)
+    done = await run(command.argv, env=command.env, stdin=stdin, on_line=on_line, check=False)
     return done.stdout.decode(errors="replace").splitlines()
 
 
@@ -183,13 +189,13 @@ async def _plain(file: int) -> AsyncIterator[int]:
         yield file
         return
     require("zstd")
+    command = await zstd_command(["--decompress", "--stdout", "--quiet", "--memory=512MB"])
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         try:
             process = await spawn(
-                ["zstd", "--decompress", "--stdout", "--quiet", "--memory=512MB"],
-                env=build_environment(), stdin=file, stdout=write, parent_death="kill",
-            )  # fmt: skip
+                command.argv, env=command.env, stdin=file, stdout=write, parent_death="kill"
+            )
         finally:
             os.close(write)
         try:

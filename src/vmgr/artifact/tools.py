@@ -27,6 +27,7 @@ PACKAGES: Final = {
     "newuidmap": "uidmap",
     "qemu-img": "qemu-utils",
     "resize2fs": "e2fsprogs",
+    "sshfs": "sshfs",
     "tar": "tar",
     "tune2fs": "e2fsprogs",
     "unshare": "util-linux",

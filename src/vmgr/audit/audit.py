@@ -191,16 +191,22 @@ def _below(
     inside = {pid for child in children if _is_monitor(child) for pid in _children(child)}
     starting = {pid for pid in inside | children if _is_marked(pid)}
     serving = shares.keys() | {pid for pid in inside | children if _serves(pid)}
-    vmms = named.keys() | (inside - starting - serving)
+    archives = {pid for pid in inside if _reads_archives(pid)}
+    vmms = named.keys() | (inside - starting - serving - archives)
     vmms |= {pid for pid in children if "qemu-system" in _program(pid)}
     network = parts.keys() | starting
-    parents = {parent for pid in vmms | network | serving if (parent := _parent(pid)) is not None}
+    parents = {
+        parent
+        for pid in vmms | network | serving | archives
+        if (parent := _parent(pid)) is not None
+    }
     monitors = {pid for pid in parents | children if _is_monitor(pid)}
     yield from (("vmm", pid) for pid in sorted(vmms))
     yield from (("monitor", pid) for pid in sorted(monitors))
     yield from (("network", pid) for pid in sorted(network - monitors))
     yield from (("share", pid) for pid in sorted(serving - monitors))
-    known = vmms | monitors | network | serving
+    yield from (("archive", pid) for pid in sorted(archives - monitors))
+    known = vmms | monitors | network | serving | archives
     yield from (("worker", pid) for pid in sorted(children - known))
 
 
@@ -209,6 +215,15 @@ def _program(pid: int) -> str:
         return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
     except OSError:
         return ""
+
+
+def _reads_archives(pid: int) -> bool:
+    """Whether it is the porter of archives or its zstd, or just turns into one."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word == b"vmgr.archive.porter" or word.endswith(b"/zstd") for word in words)
 
 
 def _serves(pid: int) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Role", "Surroundings", "network_problems", "problems", "purpose_of"]
 
-Role = Literal["helper", "vmm", "monitor", "network", "share", "ssh", "worker"]
+Role = Literal["helper", "vmm", "monitor", "network", "share", "ssh", "archive", "worker"]
 
 _UMASK: Final = 0o077
 _UMASK_OF_SHARES: Final = 0  # the modes are the machine's to say
@@ -28,6 +28,7 @@ _FILE_SIZE: Final = int(signal.SIGXFSZ)
 _MAY_IGNORE: Final[dict[Role, set[int]]] = {
     "helper": {_PIPE, _FILE_SIZE}, "vmm": {_PIPE}, "monitor": set(), "worker": set(),
     "ssh": {_PIPE, _FILE_SIZE},
+    "archive": {_PIPE, _FILE_SIZE},  # Python
     "share": {_PIPE},  # as programs in Rust do
     "network": {_PIPE, _FILE_SIZE},  # the switchboard is Python; slirp4netns ignores SIGPIPE itself
 }  # fmt: skip
@@ -39,6 +40,7 @@ _MAY_BLOCK: Final[dict[Role, set[int]]] = {
     "network": set(),
     "share": set(),
     "ssh": set(),
+    "archive": set(),
     "worker": set(),
 }
 _DEVICES: Final = {"/dev/urandom": "random numbers"}
@@ -128,7 +130,7 @@ def problems(
     yield from _anyone(role, seen, around)
     if role == "helper":
         yield from _helper(seen)
-    if role in {"vmm", "monitor", "share"}:
+    if role in {"vmm", "monitor", "share", "archive"}:
         yield from _sandboxed(role, seen, level, around)
     if role in {"vmm", "share"} and settled and seen.seccomp != "filter":
         yield "no filter of system calls is on"
@@ -182,7 +184,7 @@ def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) 
     allowed = _NETWORK_ENVIRONMENT if role == "monitor" else _SANDBOXED_ENVIRONMENT
     for name in sorted(set(seen.environment) - allowed):
         yield f"its environment has {name} (rule 4)"
-    if role != "monitor" and seen.io_priorities != [_BEHIND_THE_PERSON]:
+    if role not in {"monitor", "archive"} and seen.io_priorities != [_BEHIND_THE_PERSON]:
         yield f"its I/O priority is {', '.join(seen.io_priorities)} (rule 8)"
     if role != "monitor" and level is None:
         yield "which sandbox it was started in is not known"

@@ -38,6 +38,7 @@ CHECKS: Final[dict[str, Callable[[Host], Awaitable[Check]]]] = {
     "user id ranges": kernel.id_ranges,
     "build tools": programs.build_tools,
     "Debian mirrors": programs.mirrors,
+    "vmgr mount": programs.mounting,
     "disk space": places.disk_space,
     "memory": places.memory,
     "kernels": bundles.kernels,

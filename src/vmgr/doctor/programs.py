@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmgr.api.models import Check
     from vmgr.doctor.host import Host
 
-__all__ = ["agent", "build_tools", "mirrors", "qemu", "qemu_img"]
+__all__ = ["agent", "build_tools", "mirrors", "mounting", "qemu", "qemu_img"]
 
 # All that building an image and a kernel bundle calls (vmgr.image, vmgr.kernel).
 _TOOLS: Final = (
@@ -40,6 +40,16 @@ async def qemu_img(host: Host) -> Check:
 async def build_tools(host: Host) -> Check:
     """Whether images and kernel bundles can be built."""
     return await _tools(host, "build tools", _TOOLS, "images cannot be built")
+
+
+async def mounting(host: Host) -> Check:
+    """Whether machines' files can be mounted here: nothing else needs that, so it is no fault."""
+    loop = asyncio.get_running_loop()
+    # Its package brings fusermount3 along.
+    if not await loop.run_in_executor(host.executor, missing_tools, "sshfs"):
+        return good("vmgr mount", "sshfs is installed")
+    install = f"apt-get install {PACKAGES['sshfs']}"
+    return good("vmgr mount", f"cannot be used until sshfs is installed: {install}")
 
 
 async def _tools(host: Host, name: str, tools: tuple[str, ...], otherwise: str) -> Check:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Final
 
-import vmgr
 from vmgr.sandbox import Need, Rights, Sandbox, find_bubblewrap, program_need
+from vmgr.sandbox.python import python_files
 from vmgr.spawner import minimal_environment
 
 __all__ = [
@@ -114,7 +112,7 @@ async def holder_need() -> Need:
 
 async def switchboard_need() -> Need:
     """Python, its modules and ours, libnftables, the tun device, the names of resolvers."""
-    program, *files = await asyncio.to_thread(_python)
+    program, *files = await asyncio.to_thread(lambda: [*python_files(), *_resolvers()])
     return await program_need(program, *files) + Need(
         devices=(_TUN,),
         network=True,  # that of the holder
@@ -129,22 +127,6 @@ async def egress_need(program: Path) -> Need:
         own_proc=True,  # it opens the holder's namespace by the name of an fd
         empty=(Path("/tmp"), Path("/etc"), Path("/run")),  # noqa: S108 (not the host's)
     )
-
-
-def _python() -> list[Path]:
-    """Its program, and the files and directories that it reads."""
-    places = sysconfig.get_paths()
-    found = [Path(places[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = Path(vmgr.__file__).resolve().parent
-    # A virtual environment's program is a link, and finds itself by the file beside it.
-    program = Path(sys.executable)
-    found += [ours, program, program.resolve(), Path(sys.prefix, "pyvenv.cfg")]
-    # One that is built as a library has it here.
-    found += Path(sys.base_prefix, "lib").glob("libpython3*.so*")
-    # Not all of `sys.path`: what a program was started in may be on it.
-    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    found += [Path(path) for path in added if len(path) > 1 and path.startswith("/")]
-    return [program.resolve(), *found, *(path.resolve() for path in found), *_resolvers()]
 
 
 def _resolvers() -> list[Path]:
