@@ -27,8 +27,8 @@ def ask(home: Home, head: str, body: bytes = b"") -> bytes:
         answer = b""
         while part := sock.recv(65_536):
             answer += part
-            if b"\r\n\r\n" in answer and not head.startswith("GET"):
-                break
+            if b'"usage"' in answer or (b"\r\n\r\n" in answer and not head.startswith("GET")):
+                break  # who reads on waits for the end of the WebSocket's goodbye
     return answer
 
 
