@@ -82,6 +82,11 @@ pub fn unmount(root: Root, asked: &Mount) -> Result<(), Refusal> {
         let link = format!("/proc/self/fd/{}", top.as_raw_fd());
         let path = fs::read_link(&link)
             .map_err(|e| step("cannot open the volume")(crate::machine::errno_of(&e)))?;
+        // Of what is not below this process's root the kernel gives the path in the machine's.
+        let path = match root {
+            Root::Own => path,
+            Root::OfInit => Path::new("/proc/1/root").join(path.strip_prefix("/").unwrap_or(&path)),
+        };
         if fs::metadata(&link).ok().map(|m| m.dev()) != device_of(&disk) {
             return Err(busy());
         }

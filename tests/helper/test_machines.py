@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,26 @@ def note_the_shutdown(home: Home, name: str) -> None:
     )  # fmt: skip
 
 
+def come_and_go(home: Home, machine: str) -> None:
+    """A volume and a share, while it runs: their place is seen from its init's root."""
+    volume = f"life-{secrets.token_hex(3)}"
+    home.vmgr("volume", "create", volume, "--size", "64M")
+    shared = home.root / "shared"
+    shared.mkdir()
+    home.vmgr("volume", "attach", machine, volume)
+    home.vmgr("share", "add", machine, f"{shared}:/mnt/shared")
+    try:
+        script = f"echo x >/mnt/{volume}/file; cp /mnt/{volume}/file /mnt/shared/"
+        home.vmgr("exec", machine, "--", "sh", "-c", script)
+        assert (shared / "file").read_text() == "x\n"
+    finally:
+        home.vmgr("share", "rm", machine, "/mnt/shared")
+        home.vmgr("volume", "detach", machine, volume)
+        home.vmgr("volume", "rm", volume)
+    there = home.vmgr("exec", machine, "--", "sh", "-c", f"ls /mnt/{volume} /mnt/shared").stdout
+    assert b"file" not in there
+
+
 @pytest.mark.parametrize("image", ["debian", "debian-minimal"])
 def test_a_whole_life(home: Home, image: str) -> None:
     home.vmgr("create", "web", "--image", image, "--memory", "384M", "--disk", "80G")
@@ -51,6 +72,7 @@ def test_a_whole_life(home: Home, image: str) -> None:
     assert 300 << 10 < int(memory) <= 384 << 10
     assert home.vmgr("exec", "web", "--", "hostname").stdout == b"web\n"
     home.vmgr("exec", "web", "--", "sh", "-c", "echo kept > /root/file")
+    come_and_go(home, "web")
     if image == "debian":
         note_the_shutdown(home, "web")
 
