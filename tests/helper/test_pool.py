@@ -62,6 +62,13 @@ def test_a_run_takes_one_that_waits(template_home: Home) -> None:
     assert len(seen) == 6
     until_ready(home, 2, since)
     assert not waiting & set(home.vmms())
+    # What somebody agreed to is no other kind: one is taken, and the other goes on waiting.
+    waiting, since = set(home.vmms()), home.last_event()
+    home.vmgr(
+        "run", "--yes", "--share", "/usr/share:/mnt:ro", *KIND, "--", "test", "-d", "/mnt/doc"
+    )
+    until_ready(home, 2, since)
+    assert len(waiting & set(home.vmms())) == 1
     since = home.last_event()
     # One of another kind is not taken, and those that wait are of that kind from then on.
     other = home.vmgr("run", "--memory", "320M", "--cpus", "1", "debian-minimal", "--",

@@ -42,6 +42,10 @@ def test_what_is_no_request_ends_no_helper(bare_home: Home) -> None:
     pid = home.helper_pid()
     post = "POST /v1/machines HTTP/1.1\nHost: x\nContent-Length: {}\n"
     assert b" 400 " in ask(home, post.format(5) + "Content-Encoding: gzip\n", b"hello")
+    ports = [{"host_port": 80, "guest_port": 80, "address": "nowhere"}]
+    opening = json.dumps({"machine": None, "shares": [], "ports": ports}).encode()
+    head = f"POST /v1/consent HTTP/1.1\nHost: x\nContent-Length: {len(opening)}\n"
+    assert b"'nowhere' is not an IP address" in ask(home, head, opening)
     nul = json.dumps({"path": "/\0x", "name": "a"}).encode()
     key = base64.b64encode(os.urandom(16)).decode()
     upgrade = "GET /v1/{} HTTP/1.1\nHost: x\nConnection: Upgrade\nUpgrade: websocket\n"

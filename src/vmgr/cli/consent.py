@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
-from vmgr.cli.output import printable
-from vmgr.errors import CancelledByUserError, ConsentError
+from vmgr.cli.confirming import can_be_asked, confirmed
+from vmgr.errors import ConsentError
 
 if TYPE_CHECKING:
     import argparse
@@ -47,15 +45,8 @@ def agreed(
     from vmgr.api.consent import Opening
 
     found = helper.consent(Opening(machine=machine, shares=list(shares), ports=list(ports)))
-    if found.agreed or not (os.isatty(0) and os.isatty(2)):
+    if found.agreed or not can_be_asked():
         return found.agreed
-    for question in found.questions:
-        sys.stderr.write(f"vmgr: {printable(question)}? [y/N] ")
-        sys.stderr.flush()
-        try:
-            said = sys.stdin.readline()
-        except KeyboardInterrupt:
-            raise CancelledByUserError("nothing was done") from None
-        if said.strip().lower() not in {"y", "yes"}:
-            raise ConsentError("you did not agree to that, so nothing was done")
-    return True
+    if all(confirmed(f"vmgr: {question}?") for question in found.questions):
+        return True
+    raise ConsentError("you did not agree to that, so nothing was done")

@@ -6,12 +6,11 @@ of vmgr is ever root.
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
-from vmgr.cli.output import note, printable
-from vmgr.errors import CancelledByUserError, UsageError
+from vmgr.cli.confirming import can_be_asked, confirmed
+from vmgr.cli.output import note
+from vmgr.errors import UsageError
 from vmgr.spawner import run_in_foreground
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def mend(checks: Iterable[Check], *, yes: bool) -> bool:
     for check in checks:
         if check.runnable and check.fix is not None:
             wanted.setdefault(check.fix, check)  # one package may be what several lack
-    if wanted and not yes and not (os.isatty(0) and os.isatty(2)):
+    if wanted and not yes and not can_be_asked():
         raise UsageError(
             "nobody is there to be asked before something of this computer is changed",
             next_step="call it at a terminal, or with --yes",
@@ -41,19 +40,11 @@ def mend(checks: Iterable[Check], *, yes: bool) -> bool:
     ran = False
     for command, check in wanted.items():
         note(f"vmgr: {check.name}: {check.summary}")
-        if not (yes or _agreed(command)):
+        question = f"  run this now?  {command} "
+        if not (yes or confirmed(question, cancelled="nothing more was changed")):
             continue
         ran = True
         status = run_in_foreground(["/bin/sh", "-c", command])
         if not status.ok:
             note(f"vmgr: that did not work ({status}): {command}")
     return ran
-
-
-def _agreed(command: str) -> bool:
-    sys.stderr.write(f"  run this now?  {printable(command)}  [y/N] ")
-    sys.stderr.flush()
-    try:
-        return sys.stdin.readline().strip().lower() in {"y", "yes"}
-    except KeyboardInterrupt:
-        raise CancelledByUserError("nothing more was changed") from None

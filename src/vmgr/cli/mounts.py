@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from vmgr.errors import ConflictError, StateError, UnsupportedError
+from vmgr.mounttable import mounted
 from vmgr.spawner import run
 
 __all__ = ["Mount", "mounts", "needed_program", "source", "unmount"]
 
 _OURS = "vmgr:"
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
@@ -54,28 +53,17 @@ def mounts(table: bytes | None = None) -> list[Mount]:
     Args:
         table: see proc_pid_mountinfo(5); None: the kernel's.
     """
-    if table is None:
-        table = Path("/proc/self/mountinfo").read_bytes()
-    mine = f"user_id={os.getuid()}".encode()
+    mine = f"user_id={os.getuid()}"
     found = []
-    for line in table.splitlines():
-        before, _, after = line.partition(b" - ")
-        kind, name, options = after.split(b" ", 2)
-        if kind != b"fuse.sshfs" or mine not in options.split(b","):
+    for mount in mounted(table):
+        if mount.kind != "fuse.sshfs" or mine not in mount.super_options:
             continue
-        text = _plain(name)
-        if not text.startswith(_OURS) or text.count(":") < 2:  # noqa: PLR2004 (vmgr:NAME:PATH)
+        name = mount.source
+        if not name.startswith(_OURS) or name.count(":") < 2:  # noqa: PLR2004 (vmgr:NAME:PATH)
             continue
-        _, machine, path = text.split(":", 2)
-        fields = before.split(b" ")
-        read_only = b"ro" in fields[5].split(b",")
-        found.append(Mount(machine, unquote(path), _plain(fields[4]), read_only))
+        _, machine, path = name.split(":", 2)
+        found.append(Mount(machine, unquote(path), mount.directory, "ro" in mount.options))
     return found
-
-
-def _plain(field: bytes) -> str:
-    """A field in which blanks and the like are written in octal."""
-    return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), field))
 
 
 def needed_program(name: str, package: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import MachineError, UnsupportedError, VmgrError
 from vmgr.saved import SavedState, Saver
+from vmgr.vmm import LAYOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +81,13 @@ async def capture(
             next_step=f"restart it with: vmgr restart {machine.name}",
         )
     row = machine.row
+    if row.layout != LAYOUT:
+        # It could be saved, and never be loaded again.
+        raise UnsupportedError(
+            f"machine {machine.name} was started by another version of vmgr, whose devices this "
+            "one cannot restore",
+            next_step=f"restart it first: vmgr restart {machine.name}",
+        )
     async with contextlib.AsyncExitStack() as stack:
         copy = None
         if disk is not None:

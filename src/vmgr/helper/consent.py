@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmgr.api.consent import Consent
 from vmgr.errors import ConsentError
+from vmgr.helper.ports import check_ports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +45,8 @@ class Consents:
             ConsentError: they were asked, and said no.
             UsageError, NotFoundError, ConflictError, ResourceError: it cannot be, agreed or not.
         """
-        await self._helper.shares.check(opening.shares)
-        questions = await self._questions(opening.machine, opening.shares, opening.ports)
+        shares, ports = await self._questions(opening.machine, opening.shares, opening.ports)
+        questions = [*shares, *ports]
         for question in list(questions):
             said = await self._helper.authorization.ask_desktop(opening.machine or "", question)
             if said is False:
@@ -64,49 +65,57 @@ class Consents:
             ConsentError: something is.
             UsageError, NotFoundError, ConflictError, ResourceError: it cannot be, agreed or not.
         """
-        await self._helper.shares.check(shares)
-        questions = await self._questions(machine, shares, ports)
-        if questions:
-            what = "shared" if shares else "open to other computers"
-            key = "authorize.shares" if shares else "authorize.ports"
-            raise ConsentError(
-                f"nobody was there to be asked: {questions[0]}",
-                next_step=f"call it at a terminal or with --yes, or have it never asked that "
-                f"something is {what}, with: vmgr config set {key} allow",
-            )
+        about_shares, about_ports = await self._questions(machine, shares, ports)
+        for questions, what, key in (
+            (about_shares, "shared", "authorize.shares"),
+            (about_ports, "open to other computers", "authorize.ports"),
+        ):
+            if questions:
+                raise ConsentError(
+                    f"nobody was there to be asked: {questions[0]}",
+                    next_step=f"call it at a terminal or with --yes, or have it never asked that "
+                    f"something is {what}, with: vmgr config set {key} allow",
+                )
 
     async def require_of(self, wanted: CreateMachine) -> None:
         """The same of a new machine."""
         if not wanted.consent:
-            await self.require(wanted.name, wanted.shares, [])
-            await self.require(wanted.name, [], wanted.ports)
+            await self.require(wanted.name, wanted.shares, wanted.ports)
 
     async def _questions(
         self, machine: str | None, shares: Sequence[Share], ports: Sequence[PortForward]
-    ) -> list[str]:
+    ) -> tuple[list[str], list[str]]:
+        """What is to be asked about shares, and about ports."""
+        if not (shares or ports):
+            return [], []
+        check_ports(ports)
+        await self._helper.shares.check(shares)
         settings = await self._helper.settings()
         who = f"machine {machine}" if machine else "the new machine"
-        questions = []
-        if settings.get("authorize.shares") == "ask" and shares:
+        outside: set[str] = set()
+        if shares and settings.get("authorize.shares") == "ask":
             outside = await self._helper.executors.in_files(_outside_home, [s.host for s in shares])
-            questions += [
-                f"{share.host} is outside your home; may {who} "
-                f"{'read' if share.read_only else 'read and change'} what is in it"
-                for share in shares
-                if share.host in outside
-            ]
+        exposed: list[PortForward] = []
         if settings.get("authorize.ports") == "ask":
-            questions += [
-                f"port {port.host_port} of {who} is to be open to other computers, at "
-                f"{port.address}; may it be"
-                for port in ports
-                if not ipaddress.ip_address(port.address).is_loopback
-            ]
-        return questions
+            exposed = [p for p in ports if not ipaddress.ip_address(p.address).is_loopback]
+        return [
+            f"{share.host} is outside your home; may {who} "
+            f"{'read' if share.read_only else 'read and change'} what is in it"
+            for share in shares
+            if share.host in outside
+        ], [
+            f"port {port.host_port} of {who} is to be open to other computers, at "
+            f"{port.address}; may it be"
+            for port in exposed
+        ]
 
 
 def _outside_home(paths: Sequence[str]) -> set[str]:
-    home = Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()
+    try:
+        place = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a container's number without a name
+        place = os.environ.get("HOME", "/")
+    home = Path(place).resolve()
     # Users of services have the root directory as theirs.
     if home == Path("/"):
         return set(paths)

@@ -52,7 +52,8 @@ class Pool:
             await self.empty()
             return None
         # A machine that was given a name, ports or volumes is one of a kind.
-        kind = msgspec.structs.replace(wanted, ephemeral=True, shares=[])
+        # Shares are given to it when it is taken; who agreed to them is nothing of its kind.
+        kind = msgspec.structs.replace(wanted, ephemeral=True, shares=[], consent=False)
         if kind.name is not None or kind.ports or kind.cold or kind.snapshot is not None:
             return None
         if kind.volumes:

@@ -31,7 +31,7 @@ from vmgr.switchboard.messages import Forward
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmgr.helper.helper import Helper
     from vmgr.helper.machine import Machine
@@ -257,7 +257,7 @@ def _place(forward: Forward) -> Forward:
     return msgspec.structs.replace(forward, target="")
 
 
-def check_ports(ports: list[PortForward]) -> None:
+def check_ports(ports: Sequence[PortForward]) -> None:
     """See that `ports` can be asked for.
 
     Raises:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vmgr.mounttable import mounted
+
 __all__ = [
     "GroupLimits",
     "attach",
@@ -146,20 +148,15 @@ def remove_group(group: Path) -> None:
 def _own_group(proc: Path) -> Path | None:
     try:
         groups = (proc / "cgroup").read_text().splitlines()
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = [mount for mount in mounted() if mount.kind == "cgroup2"]
     except OSError:
         return None
     own = next((line[3:] for line in groups if line.startswith("0::")), None)
-    if own is None:
+    if own is None or not mounts:
         return None
-    for line in mounts:
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            root, place = before.split()[3:5]
-            # In a container paths may be relative to a root that is not ours: `/../..`.
-            inside = os.path.relpath(own, root)
-            return Path(os.path.normpath(f"{place}/{inside}"))
-    return None
+    # In a container paths may be relative to a root that is not ours: `/../..`.
+    inside = os.path.relpath(own, mounts[0].root)
+    return Path(os.path.normpath(f"{mounts[0].directory}/{inside}"))
 
 
 def _processes(group: Path) -> set[int]:

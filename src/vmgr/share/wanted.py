@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmgr.errors import ConflictError, NotFoundError, ResourceError, UsageError
+from vmgr.mounttable import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,15 +90,10 @@ def check_host(path: str, own: Iterable[Path]) -> None:
 
 
 def _is_automounters(path: Path) -> bool:
-    """Whether a directory is itself on an autofs; see proc_pid_mountinfo(5)."""
+    """Whether a directory is itself on an autofs."""
     device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with Path("/proc/self/mountinfo").open("rb") as mounts:
-        for line in mounts:
-            before, _, after = line.partition(b" - ")
-            if before.split(b" ")[2] == number.encode() and after.startswith(b"autofs "):
-                return True
-    return False
+    number = (os.major(device), os.minor(device))
+    return any(mount.device == number and mount.kind == "autofs" for mount in mounted())
 
 
 def check_shares(shares: Sequence[Share], most: int) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmgr.cli.confirming import can_be_asked, confirmed
 from vmgr.cli.connection import client
 from vmgr.errors import StateError
 
@@ -81,12 +80,7 @@ def _has(line: str) -> bool:
 
 def _agreed(line: str) -> bool:
     """Ask, where there is somebody to ask."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    print(f"Add this line at the top of {_config()}?\n  {line}")
-    with contextlib.suppress(EOFError):
-        return input("[y/N] ").strip().lower() in {"y", "yes"}
-    return False
+    return can_be_asked() and confirmed(f"Add this line at the top of {_config()}?  {line} ")
 
 
 def _rewrite(line: str, *, add: bool) -> None:
