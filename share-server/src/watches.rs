@@ -126,24 +126,22 @@ impl Watches {
 
     /// Tell of what others change, for ever.
     pub fn run(&self, place: &Place, session: &Session) -> std::io::Result<()> {
-        loop {
-            let inotify = {
-                let mut state = self.state();
-                while state.inotify.is_none() {
-                    state = (self.begun.wait(state)).unwrap_or_else(PoisonError::into_inner);
-                }
-                match &state.inotify {
-                    Some(fd) => fd.try_clone()?,
-                    None => continue,
-                }
-            };
+        // Its own fd: nobody waits for events while this does.
+        let inotify = {
+            let mut state = self.state();
             loop {
-                let mut polled = [PollFd::new(&inotify, PollFlags::IN)];
-                match poll(&mut polled, None) {
-                    Ok(_) => self.state().tell(place, session, &[])?,
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(errno.into()),
+                if let Some(fd) = &state.inotify {
+                    break fd.try_clone()?;
                 }
+                state = (self.begun.wait(state)).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        loop {
+            let mut polled = [PollFd::new(&inotify, PollFlags::IN)];
+            match poll(&mut polled, None) {
+                Ok(_) => self.state().tell(place, session, &[])?,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
     }

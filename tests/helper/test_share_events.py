@@ -208,6 +208,27 @@ def test_another_server_goes_on_watching(home: Home, watcher: Watcher, directory
     settle(watcher, directory / "d")
 
 
+TELLERS = r"""
+for fd in /proc/[0-9]*/fd/*; do
+  [ "$(readlink "$fd")" = /dev/fuse ] && cat "${fd%/fd/*}"/task/*/children
+done
+true
+"""
+
+
+def test_a_killed_teller_is_replaced(home: Home, watcher: Watcher, directory: Path) -> None:
+    def tellers() -> set[str]:
+        return set(home.vmgr("exec", "m", "--", "sh", "-c", TELLERS).stdout.decode().split())
+
+    before = tellers()
+    assert len(before) == 2  # one for each share
+    home.vmgr("exec", "m", "--", "kill", "-9", *before)
+    settle(watcher, directory / "d")
+    after = tellers()
+    assert len(after) == 2
+    assert not before & after
+
+
 def test_watchers_are_told_after_a_suspend_and_in_copies(home: Home, directory: Path) -> None:
     watch = WATCH.replace("use strict;", 'use strict; open(STDOUT, ">", "/tmp/told");')
     home.vmgr("exec", "-d", "m", "--", "perl", "-e", watch, "/mnt/s/d")

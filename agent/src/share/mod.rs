@@ -108,6 +108,9 @@ pub fn start(channel: u32, share: &Share, root: Root) -> Result<(task::Task, Mou
     let pid = unsafe { launch::clone_into(None) }.map_err(refuse)?;
     if pid == 0 {
         launch::close_others(&[report.as_raw_fd(), theirs.as_raw_fd()]);
+        // Nobody waits for its tellers.
+        // SAFETY: no handler is run.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         match mounted_pump(share, root, theirs) {
             Ok(mut pump) => {
                 let _ = File::from(report).write_all(&task::done());
@@ -172,7 +175,7 @@ fn mounted_pump(share: &Share, root: Root, control: OwnedFd) -> Result<Pump, Ref
             .map_err(|errno| Refusal::system("cannot use a device", errno))?;
     }
     // Without it the machine's watchers hear of the machine's own changes alone.
-    let telling = teller::start(&path).ok().map(Telling::new);
+    let telling = Telling::start(&path).ok();
     Ok(Pump::new(device, port, control, share.key, user, telling))
 }
 

@@ -19,7 +19,7 @@ use super::abi::{
     u32_at, u64_at,
 };
 use super::table::Table;
-use super::telling::{Answer, EVENTS, Telling};
+use super::telling::{Answer, EVENTS, News, Telling};
 use super::traffic::{self, Pending};
 
 pub const KEY: usize = 32;
@@ -176,7 +176,7 @@ impl Pump {
             self.take_requests()?;
         }
         if tells > 0 && !events[2].is_empty() {
-            self.told(events[2]);
+            self.told();
         }
         if let Some(port) = events.get(2 + tells) {
             self.serve_port(*port);
@@ -287,14 +287,14 @@ impl Pump {
     }
 
     /// The teller has done something, or has ended.
-    fn told(&mut self, events: PollFlags) {
-        if !events.contains(PollFlags::POLLIN) {
-            self.telling = None;
-        } else if let Some(telling) = &mut self.telling
-            && telling.answered(&self.table)
-            && self.state != State::Alone
-        {
-            self.watch();
+    fn told(&mut self) {
+        let Some(telling) = &mut self.telling else {
+            return;
+        };
+        match telling.answered(&self.table) {
+            News::Watched if self.state != State::Alone => self.watch(),
+            News::Watched | News::Nothing => {}
+            News::Ended => self.telling = None,
         }
     }
 

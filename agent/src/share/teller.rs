@@ -11,6 +11,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -24,8 +25,8 @@ use super::abi::{text_at, u32_at};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Act {
-    /// Say which files of the mount are watched: their `st_ino`, eight bytes each. By the processes
-    /// that are named, four bytes each; by any where none is.
+    /// Say which files of the mount are watched: a zero, and their `st_ino`, eight bytes each. By the
+    /// processes that are named, four bytes each; by any where none is.
     Look = 0,
     Make = 1,
     Remove = 2,
@@ -38,6 +39,7 @@ pub enum Act {
 /// Watched files that are told of; a machine that watches more hears of some.
 pub const MOST_WATCHED: usize = 4_096;
 const MESSAGE: usize = 160 << 10;
+const LIVED: Duration = Duration::from_secs(1);
 
 /// The pump's end.
 #[derive(Debug)]
@@ -45,6 +47,15 @@ pub struct Teller {
     pub socket: OwnedFd,
     /// In the requests that its own system calls make.
     pub pid: u32,
+    begun: Instant,
+}
+
+impl Teller {
+    /// Whether another may be started when this one has ended: not one after the other.
+    #[must_use]
+    pub fn has_lived(&self) -> bool {
+        self.begun.elapsed() >= LIVED
+    }
 }
 
 /// Start it. The caller has one thread.
@@ -68,6 +79,7 @@ pub fn start(mount: &str) -> Result<Teller, Errno> {
     Ok(Teller {
         socket,
         pid: pid.cast_unsigned(),
+        begun: Instant::now(),
     })
 }
 
@@ -111,7 +123,8 @@ fn serve(socket: &OwnedFd, mount: &str) {
 
 fn done(message: &[u8], mount: &CString, device: (u32, u32)) -> Vec<u8> {
     if u32_at(message, 0) == Act::Look as u32 {
-        let mut answer = Vec::new();
+        // Nothing at all would be what the end of a teller looks like.
+        let mut answer = vec![0];
         for ino in watched(device, message.get(8..).unwrap_or_default()) {
             answer.extend(ino.to_le_bytes());
         }

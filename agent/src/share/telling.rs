@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::unistd;
 
 use super::abi::{self, ENTRY, Request, op, text_at, u32_at, u64_at};
 use super::table::Table;
-use super::teller::{Act, MOST_WATCHED, Teller, message};
+use super::teller::{self, Act, MOST_WATCHED, Teller, message};
 
 /// In a header of the server's, in place of an error: these are events.
 pub const EVENTS: u32 = 1;
@@ -24,6 +25,10 @@ const MOST_ASKERS: usize = 256;
 /// watches, which takes longer.
 const LATEST: Duration = Duration::from_millis(1_100);
 const AT_LEAST_EACH: Duration = Duration::from_secs(5);
+/// No file is found by a longer path (PATH_MAX).
+const LONGEST: usize = 4_095;
+/// What is watched is told in one frame.
+const MOST_BYTES: usize = 512 << 10;
 /// The handle of what the teller has open.
 const HANDLE: u64 = 1 << 63;
 
@@ -58,8 +63,20 @@ pub enum Answer {
     Ask(Vec<u8>),
 }
 
+/// What has come from the teller.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
+    Nothing,
+    /// Other directories are to be watched from now on.
+    Watched,
+    /// It has ended, and there is no other.
+    Ended,
+}
+
 #[derive(Debug)]
 pub struct Telling {
+    /// Where the share is mounted.
+    mount: String,
     teller: Teller,
     queue: VecDeque<Change>,
     /// What the teller is at; None: it looks.
@@ -79,11 +96,12 @@ pub struct Telling {
 }
 
 impl Telling {
-    #[must_use]
-    pub fn new(teller: Teller) -> Self {
+    /// Start a teller for what is mounted there. The caller has one thread.
+    pub fn start(mount: &str) -> Result<Self, Errno> {
         let now = Instant::now();
-        Self {
-            teller,
+        Ok(Self {
+            mount: mount.to_owned(),
+            teller: teller::start(mount)?,
             queue: VecDeque::new(),
             current: None,
             busy: false,
@@ -96,7 +114,7 @@ impl Telling {
             again: None,
             watched: BTreeMap::new(),
             made_up: u64::MAX,
-        }
+        })
     }
 
     #[must_use]
@@ -141,6 +159,9 @@ impl Telling {
     pub fn watches(&self, table: &Table) -> Vec<u8> {
         let mut body = Vec::new();
         for (&id, path) in &self.watched {
+            if path.len() > LONGEST || body.len() > MOST_BYTES {
+                continue;
+            }
             let identity = table.identity(id);
             for value in [id, identity.0, identity.1] {
                 body.extend(value.to_le_bytes());
@@ -267,22 +288,26 @@ impl Telling {
         self.busy = unistd::write(&self.teller.socket, bytes).is_ok();
     }
 
-    /// The teller has answered. True: other directories are to be watched from now on.
-    pub fn answered(&mut self, table: &Table) -> bool {
-        let mut bytes = vec![0; MOST_WATCHED * 8];
-        let count = unistd::read(&self.teller.socket, &mut bytes).unwrap_or(0);
+    /// The teller has answered, or ended.
+    pub fn answered(&mut self, table: &Table) -> News {
+        let mut bytes = vec![0; 1 + MOST_WATCHED * 8];
+        let count = match unistd::read(&self.teller.socket, &mut bytes) {
+            Ok(count) if count > 0 => count,
+            Err(Errno::EAGAIN | Errno::EINTR) => return News::Nothing,
+            _ => return self.ended(),
+        };
         self.busy = false;
         let now = Instant::now();
         if let Some(change) = self.current.take() {
             // The machine has looked at it already; when it does not trust that any more, it is told.
-            if bytes[0] == 1 && count == 1 && change.act == Act::Make && !change.tried {
+            if bytes[0] == 1 && change.act == Act::Make && !change.tried {
                 let change = Change {
                     tried: true,
                     ..change
                 };
                 self.again = Some((now + LATEST, change));
             }
-            return false;
+            return News::Nothing;
         }
         self.looked = now;
         if self.all {
@@ -291,20 +316,38 @@ impl Telling {
         if self.look_at.is_none() && now < self.active + LATEST {
             self.look_at = Some(self.active + LATEST);
         }
-        let inos = bytes[..count].chunks_exact(8).map(|ino| u64_at(ino, 0));
+        let inos = bytes[1..count].chunks_exact(8).map(|ino| u64_at(ino, 0));
         let mut watched = if self.all {
             BTreeMap::new()
         } else {
             self.watched.clone()
         };
         for id in table.directories(inos) {
-            if let Some(path) = table.path(id) {
+            if watched.len() < MOST_WATCHED
+                && let Some(path) = table.path(id)
+            {
                 watched.insert(id, path);
             }
         }
-        let other = watched != self.watched;
+        if watched == self.watched {
+            return News::Nothing;
+        }
         self.watched = watched;
-        other
+        News::Watched
+    }
+
+    /// Somebody has ended the teller. What it was at is not told, or was.
+    fn ended(&mut self) -> News {
+        (self.busy, self.current) = (false, None);
+        if !self.teller.has_lived() {
+            return News::Ended;
+        }
+        let Ok(another) = teller::start(&self.mount) else {
+            return News::Ended;
+        };
+        self.teller = another;
+        self.look_at = Some(Instant::now() + SOON);
+        News::Nothing
     }
 
     /// What becomes of a request of the teller's own: nothing that it does may reach the host.
