@@ -68,7 +68,7 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="vmgr-bench-") as directory:
         share = Share(host=directory, guest=SHARED)
         name = f"bench-{secrets.token_hex(3)}"
-        client.machine_create(CreateMachine(name=name, image=image, shares=[share]))
+        client.machine_create(CreateMachine(name=name, image=image, shares=[share], consent=True))
         try:
             client.machine_start(name)
             inside(name, f"mkdir -p {OWN}; {TREE}")
@@ -122,7 +122,7 @@ def extra(client: Client, image: str | None, rounds: int, share: Share) -> Row:
     row = Row("a share, beyond a run without one", "s", goal=f"<= {EXTRA_GOAL_S}")
 
     def run(shares: list[Share]) -> float:
-        wanted = CreateMachine(image=image, memory_bytes=512 << 20, shares=shares)
+        wanted = CreateMachine(image=image, memory_bytes=512 << 20, shares=shares, consent=True)
         with stopwatch() as watch:
             client.run(wanted, ExecSpec(argv=["true"])).communicate()
         return watch.seconds

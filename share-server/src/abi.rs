@@ -19,6 +19,11 @@ pub const KIND_HELLO: u8 = 1;
 pub const KIND_REOPEN: u8 = 2;
 pub const KIND_WATCH: u8 = 3;
 
+/// In a frame's second byte: nobody waits for an answer.
+pub const UNANSWERED: u8 = 1;
+/// Before the answer comes what the directory of the first path is like by then.
+pub const AND_DIRECTORY: u8 = 2;
+
 pub mod op {
     pub const LOOKUP: u32 = 1;
     pub const GETATTR: u32 = 3;

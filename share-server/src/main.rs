@@ -25,7 +25,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
-use abi::{KIND_HELLO, KIND_REOPEN, KIND_REQUEST, KIND_WATCH, Reader};
+use abi::{KIND_HELLO, KIND_REOPEN, KIND_REQUEST, KIND_WATCH, Reader, UNANSWERED};
 use handles::Handles;
 use place::Place;
 use server::Server;
@@ -155,8 +155,11 @@ fn work(server: &Server, session: &Session, watches: &Watches) -> Result<Never, 
         let served = watches.during(&frame, &server.place, session, || {
             server.serve(&frame, &mut answer)
         });
+        if frame.how & UNANSWERED != 0 {
+            continue;
+        }
         match served {
-            Ok(()) => session.answer(frame.unique, &mut answer)?,
+            Ok(()) => session.answer(frame.unique, server.besides(&frame), &mut answer)?,
             Err(server::Failure(errno)) => session.refuse(frame.unique, errno.raw_os_error())?,
         }
     }

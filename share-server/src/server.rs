@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::abi::{Attributes, OUT_HEADER, Put, Reader, Short, op};
+use crate::abi::{AND_DIRECTORY, Attributes, OUT_HEADER, Put, Reader, Short, op};
 use crate::handles::{Handle, Handles};
 use crate::identity::{People, REGULAR, RISING, Record, TYPE, with_access};
 use crate::place::{Found, Place, magic, status_of};
@@ -132,6 +132,19 @@ impl Server {
     pub fn directory(&self, frame: &Frame) -> Result<Found, Errno> {
         self.place
             .find(frame.path.ok_or(Errno::STALE)?, frame.identity)
+    }
+
+    /// What is to be said before an answer: what the directory is like by now, if that was wished for.
+    pub fn besides(&self, frame: &Frame) -> Vec<u8> {
+        let mut said = Vec::new();
+        if frame.how & AND_DIRECTORY != 0
+            && let Ok(found) = self.directory(frame)
+        {
+            said.resize(OUT_HEADER, 0);
+            let attributes = self.people().attributes(&found.fd, &found.status);
+            attributes.put_attr(&mut said);
+        }
+        said
     }
 
     fn getattr(&self, frame: &Frame, mut body: Reader, out: &mut Vec<u8>) -> Outcome {

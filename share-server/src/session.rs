@@ -11,12 +11,16 @@ use crate::abi::{
 use crate::place::Identity;
 
 pub const KEY: usize = 32;
+/// In place of an error's number in a frame's header: what a directory is like after a change in it.
+const ATTRIBUTES: u32 = 2;
 const BEGINS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A frame, cut up.
 #[derive(Debug)]
 pub struct Frame<'a> {
     pub kind: u8,
+    /// `UNANSWERED`, `AND_DIRECTORY`.
+    pub how: u8,
     /// None: the file has no name any more.
     pub path: Option<&'a [u8]>,
     pub identity: Identity,
@@ -34,8 +38,8 @@ impl<'a> Frame<'a> {
     /// Cut up all of a frame but its length.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Short> {
         let mut reader = Reader(bytes);
-        let kind = reader.u8()?;
-        reader.bytes(3)?;
+        let (kind, how) = (reader.u8()?, reader.u8()?);
+        reader.bytes(2)?;
         let (length, length2) = (reader.u16()?, reader.u16()?);
         reader.bytes(4)?;
         let handle = reader.u64()?;
@@ -53,6 +57,7 @@ impl<'a> Frame<'a> {
         let (path, path2) = (path(length)?, path(length2)?);
         let mut frame = Self {
             kind,
+            how,
             path,
             identity,
             path2,
@@ -142,23 +147,25 @@ impl Session {
         Ok(())
     }
 
-    /// Answer a request: `answer` has room for the header.
-    pub fn answer(&self, unique: u64, answer: &mut [u8]) -> std::io::Result<()> {
-        let mut header = Vec::with_capacity(OUT_HEADER);
-        header.put32(u32::try_from(answer.len()).unwrap_or(u32::MAX));
-        header.put32(0);
-        header.put64(unique);
-        answer[..OUT_HEADER].copy_from_slice(&header);
-        self.write(answer)
+    /// Answer a request: `answer` has room for the header, as has what is said before, if anything is.
+    pub fn answer(
+        &self,
+        unique: u64,
+        mut before: Vec<u8>,
+        answer: &mut [u8],
+    ) -> std::io::Result<()> {
+        put_header(answer, 0, unique);
+        if before.is_empty() {
+            return self.write(answer);
+        }
+        put_header(&mut before, ATTRIBUTES, unique);
+        before.extend_from_slice(answer);
+        self.write(&before)
     }
 
     /// Tell the machine of something that it did not ask; `frame` has room for the header.
     pub fn tell(&self, code: u32, frame: &mut [u8]) -> std::io::Result<()> {
-        let mut header = Vec::with_capacity(OUT_HEADER);
-        header.put32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
-        header.put32(code);
-        header.put64(0);
-        frame[..OUT_HEADER].copy_from_slice(&header);
+        put_header(frame, code, 0);
         self.write(frame)
     }
 
@@ -174,6 +181,15 @@ impl Session {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         output.write_all(bytes)
     }
+}
+
+/// `fuse_out_header`
+fn put_header(frame: &mut [u8], code: u32, unique: u64) {
+    let mut header = Vec::with_capacity(OUT_HEADER);
+    header.put32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+    header.put32(code);
+    header.put64(unique);
+    frame[..OUT_HEADER].copy_from_slice(&header);
 }
 
 impl Input {

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,25 @@ def test_both_sides_see_what_the_other_writes(machine: Home, directory: Path) ->
     assert (directory / "d/out").read_text() == "good day"
     (directory / "from host").write_text("hello again")
     assert shell(machine, "cat 'from host'") == "hello again"
+
+
+def test_a_directory_is_seen_as_the_machine_has_just_left_it(
+    machine: Home, directory: Path
+) -> None:
+    script = """
+    mkdir e e2
+    touch e/1; stat -c %Y.%y e; touch e/2; stat -c %Y.%y e
+    chmod 711 e; mkdir e/d; stat -c '%a %h' e
+    mv e/d e2/d; stat -c %h e e2; rm e/1; stat -c %y e; chmod 700 e; stat -c %a e
+    """
+    said = shell(machine, script).splitlines()
+    assert said[0] < said[1]
+    assert said[2:5] == ["711 3", "2", "3"]
+    there = (directory / "e").stat()
+    assert said[5].split()[1] == time.strftime(
+        f"%H:%M:%S.{there.st_mtime_ns % 10**9:09}", time.gmtime(there.st_mtime)
+    )
+    assert said[6] == "700"
 
 
 def test_a_boot_has_its_shares_before_its_first_command(quick: Home, directory: Path) -> None:

@@ -38,8 +38,10 @@ pub mod op {
     pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
     pub const SETATTR: u32 = 4;
+    pub const SETXATTR: u32 = 21;
     pub const GETXATTR: u32 = 22;
     pub const LISTXATTR: u32 = 23;
+    pub const REMOVEXATTR: u32 = 24;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
@@ -50,6 +52,7 @@ pub mod op {
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
     pub const READDIRPLUS: u32 = 44;
     pub const RENAME2: u32 = 45;
@@ -192,10 +195,17 @@ pub fn init(request: Request) -> Vec<u8> {
     answer(request.unique(), 0, &out)
 }
 
+/// Nobody waits for the server's answer: it is not sent.
+pub const UNANSWERED: u8 = 1;
+/// Before the answer, the server says what has become of the directory (`ATTRIBUTES`).
+pub const AND_DIRECTORY: u8 = 2;
+
 /// What a frame says beside what it carries.
 #[derive(Debug, Default)]
 pub struct Frame {
     pub kind: u8,
+    /// `UNANSWERED`, `AND_DIRECTORY`.
+    pub how: u8,
     pub path: Option<Vec<u8>>,
     pub identity: (u64, u64),
     pub path2: Option<Vec<u8>>,
@@ -211,7 +221,7 @@ impl Frame {
         let length = FRAME_HEADER + path.len() + path2.len() + carried.len();
         let mut bytes = Vec::with_capacity(length);
         bytes.extend(u32::try_from(length).unwrap_or(0).to_le_bytes());
-        bytes.extend([self.kind, 0, 0, 0]);
+        bytes.extend([self.kind, self.how, 0, 0]);
         for path in [&self.path, &self.path2] {
             let length = path
                 .as_ref()

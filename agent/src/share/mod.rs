@@ -4,6 +4,7 @@
 //! (`pump`). The agent starts it and tells it of each new server; see docs/shares.md.
 
 pub mod abi;
+pub mod lately;
 pub mod pump;
 pub mod table;
 pub mod teller;

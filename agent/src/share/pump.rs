@@ -18,6 +18,7 @@ use super::abi::{
     self, Frame, KIND_HELLO, KIND_REOPEN, KIND_WATCH, MAX_WRITE, OUT_HEADER, Request, VERSION, op,
     u32_at, u64_at,
 };
+use super::lately::{ATTRIBUTES, Lately};
 use super::table::Table;
 use super::telling::{Answer, EVENTS, News, Telling};
 use super::traffic::{self, Pending};
@@ -74,6 +75,7 @@ pub struct Pump {
     held: Vec<u64>,
     renaming: usize,
     renames: u64,
+    lately: Lately,
     out: VecDeque<Vec<u8>>,
     out_at: usize,
     queued: usize,
@@ -107,6 +109,7 @@ impl Pump {
             held: Vec::new(),
             renaming: 0,
             renames: 0,
+            lately: Lately::default(),
             out: VecDeque::new(),
             out_at: 0,
             queued: 0,
@@ -229,6 +232,7 @@ impl Pump {
         self.state = State::Greeting;
         self.failing = false;
         self.until = Instant::now() + PATIENCE;
+        self.lately = Lately::default();
         self.key = key;
         self.input.clear();
         self.input_at = 0;
@@ -365,12 +369,21 @@ impl Pump {
             // A request that is under way is waited for: what it did would be unknown.
             op::INTERRUPT => {}
             op::DESTROY => self.reply(&abi::answer(unique, 0, &[])),
-            // Not needed: nothing is held back, and the kernel checks rights itself.
-            op::FLUSH | op::ACCESS => self.reply(&abi::answer(unique, libc::ENOSYS, &[])),
+            op::GETATTR if self.lately.is_of(request.node()) => {
+                let attributes = self.lately.answer();
+                self.reply(&abi::answer(unique, 0, &attributes));
+            }
             _ => {
+                if let Some(errno) = traffic::refused(Request(bytes)) {
+                    return self.reply(&abi::answer(unique, errno, &[]));
+                }
                 let pending = traffic::pending(&mut self.table, bytes, self.renames);
                 if self.failing {
                     self.reply(&abi::answer(unique, libc::EIO, &[]));
+                } else if pending.is_release() {
+                    // Nobody is told whether it could be.
+                    self.reply(&abi::answer(unique, 0, &[]));
+                    self.push(traffic::frame(&self.table, &pending));
                 } else {
                     self.pending.insert(unique, pending);
                     self.send(unique);
@@ -384,6 +397,9 @@ impl Pump {
             return;
         };
         pending.renames = self.renames;
+        if traffic::changes_attributes(pending.request()) {
+            self.lately = Lately::default();
+        }
         self.renaming += usize::from(traffic::renames(pending.request()));
         let frame = traffic::frame(&self.table, pending);
         self.push(frame);
@@ -503,6 +519,14 @@ impl Pump {
                 && let Some(telling) = &mut self.telling
             {
                 telling.heard(&reply[OUT_HEADER..]);
+                self.lately = Lately::default();
+            }
+            return;
+        }
+        if u32_at(reply, 4) == ATTRIBUTES {
+            if let Some(pending) = self.pending.get(&unique) {
+                let node = pending.request().node();
+                self.lately = Lately::new(node, &reply[OUT_HEADER..]);
             }
             return;
         }

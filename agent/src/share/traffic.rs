@@ -3,7 +3,8 @@
 use nix::errno::Errno;
 
 use super::abi::{
-    DIRENT, ENTRY, Frame, IN_HEADER, KIND_REQUEST, OUT_HEADER, Request, op, text_at, u32_at, u64_at,
+    AND_DIRECTORY, DIRENT, ENTRY, Frame, IN_HEADER, KIND_REQUEST, OUT_HEADER, Request, UNANSWERED,
+    op, text_at, u32_at, u64_at,
 };
 use super::table::{Open, TOP, Table};
 
@@ -22,12 +23,55 @@ impl Pending {
     pub fn request(&self) -> Request<'_> {
         Request(&self.request)
     }
+
+    /// Whether it closes something: that nobody waits for.
+    #[must_use]
+    pub fn is_release(&self) -> bool {
+        matches!(self.request().opcode(), op::RELEASE | op::RELEASEDIR)
+    }
 }
 
 /// Whether a request renames something.
 #[must_use]
 pub fn renames(request: Request) -> bool {
     matches!(request.opcode(), op::RENAME | op::RENAME2)
+}
+
+/// Whether an operation changes the directory that it names first.
+fn changes_names(opcode: u32) -> bool {
+    matches!(
+        opcode,
+        op::CREATE
+            | op::MKNOD
+            | op::MKDIR
+            | op::SYMLINK
+            | op::LINK
+            | op::UNLINK
+            | op::RMDIR
+            | op::RENAME
+            | op::RENAME2
+    )
+}
+
+/// Whether, after this, what was known of a directory's attributes may be wrong.
+#[must_use]
+pub fn changes_attributes(request: Request) -> bool {
+    let opcode = request.opcode();
+    changes_names(opcode) || matches!(opcode, op::SETATTR | op::SETXATTR | op::REMOVEXATTR)
+}
+
+/// Whether the server would refuse a request whatever it is about, and how.
+#[must_use]
+pub fn refused(request: Request) -> Option<i32> {
+    const NAME: usize = 8; // fuse_getxattr_in
+    match request.opcode() {
+        // Not needed: nothing is held back, and the kernel checks rights itself.
+        op::FLUSH | op::ACCESS | op::IOCTL => Some(libc::ENOSYS),
+        op::GETXATTR if !text_at(request.body(), NAME).starts_with(b"user.") => {
+            Some(libc::EOPNOTSUPP)
+        }
+        _ => None,
+    }
 }
 
 /// The frame in which a request goes to the server, by the names that files have now.
@@ -37,6 +81,11 @@ pub fn frame(table: &Table, pending: &Pending) -> Vec<u8> {
     let node = request.node();
     let mut frame = Frame {
         kind: KIND_REQUEST,
+        how: match request.opcode() {
+            _ if pending.is_release() => UNANSWERED,
+            _ if changes_names(request.opcode()) => AND_DIRECTORY,
+            _ => 0,
+        },
         path: table.path(node),
         identity: table.identity(node),
         handle: pending.handle,
