@@ -38,6 +38,15 @@ def test_a_killed_helper_is_replaced_and_its_machines_go_on(quick_home: Home) ->
         assert home.vmgr("exec", "m", "--", "echo", "hello").stdout == b"hello\n"
         (again,) = [j for j in home.json("jobs", "m") if j["job"] == job["job"]]
         assert (again["pid"], again["exit"]) == (job["pid"], None)
+    # One with another version's devices goes on, but is not saved: nobody could let it go on then.
+    home.kill_helper()
+    edit_rows(home, '"layout":1', '"layout":0')
+    refused = home.vmgr("suspend", "m", check=False)
+    assert refused.returncode == 1
+    assert b"restart it first: vmgr restart m" in refused.stderr
+    assert home.vmgr("exec", "m", "--", "echo", "hello").stdout == b"hello\n"
+    home.vmgr("restart", "m")
+    home.vmgr("suspend", "m")
     home.vmgr("stop", "m")
     assert home.vmms() == []
 

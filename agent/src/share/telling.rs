@@ -157,19 +157,7 @@ impl Telling {
     /// What a server is to watch, as it is told.
     #[must_use]
     pub fn watches(&self, table: &Table) -> Vec<u8> {
-        let mut body = Vec::new();
-        for (&id, path) in &self.watched {
-            if path.len() > LONGEST || body.len() > MOST_BYTES {
-                continue;
-            }
-            let identity = table.identity(id);
-            for value in [id, identity.0, identity.1] {
-                body.extend(value.to_le_bytes());
-            }
-            body.extend(u16::try_from(path.len()).unwrap_or(0).to_le_bytes());
-            body.extend(path);
-        }
-        body
+        listed(&self.watched, table)
     }
 
     #[must_use]
@@ -440,4 +428,41 @@ fn is_look(opcode: u32) -> bool {
         opcode,
         op::LOOKUP | op::GETATTR | op::READLINK | op::STATFS | op::GETXATTR | op::LISTXATTR
     )
+}
+
+/// Directories with their paths, as a server is told of them: no more than fits in a frame.
+fn listed(watched: &BTreeMap<u64, Vec<u8>>, table: &Table) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (&id, path) in watched {
+        if path.len() > LONGEST || body.len() > MOST_BYTES {
+            continue;
+        }
+        let identity = table.identity(id);
+        for value in [id, identity.0, identity.1] {
+            body.extend(value.to_le_bytes());
+        }
+        body.extend(u16::try_from(path.len()).unwrap_or(0).to_le_bytes());
+        body.extend(path);
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_watched_fits_in_a_frame() {
+        let mut watched: BTreeMap<u64, Vec<u8>> =
+            (0..4_096).map(|id| (id, vec![b'a'; 4_000])).collect();
+        watched.insert(5_000, vec![b'b'; LONGEST + 1]);
+        let told = listed(&watched, &Table::default());
+        assert!((MOST_BYTES..MAX_FRAME).contains(&told.len()));
+        assert_eq!(told.len() % (26 + 4_000), 0);
+        watched.retain(|&id, _| id >= 4_095);
+        assert_eq!(listed(&watched, &Table::default()).len(), 26 + 4_000);
+    }
+
+    /// What the server takes for a stranger's: share-server's `MAX_FRAME`.
+    const MAX_FRAME: usize = (1 << 20) + 3 * 65_536;
 }

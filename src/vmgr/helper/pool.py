@@ -51,9 +51,9 @@ class Pool:
         if size == 0:
             await self.empty()
             return None
-        # A machine that was given a name, ports or volumes is one of a kind.
         # Shares are given to it when it is taken; who agreed to them is nothing of its kind.
         kind = msgspec.structs.replace(wanted, ephemeral=True, shares=[], consent=False)
+        # A machine that was given a name, ports or volumes is one of a kind.
         if kind.name is not None or kind.ports or kind.cold or kind.snapshot is not None:
             return None
         if kind.volumes:
