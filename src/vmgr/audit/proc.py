@@ -64,6 +64,7 @@ def look(pid: int) -> Seen:
         OSError: it has ended, or is another user's.
     """
     proc = Path(f"/proc/{pid}")
+    opened = _fds(proc)
     status = dict(
         line.split(":", 1)
         for line in proc.joinpath("status").read_text().splitlines()
@@ -80,7 +81,6 @@ def look(pid: int) -> Seen:
         cwd=str(proc.joinpath("cwd").readlink()),
         session_leader=int(fields[3]) == pid,
         terminal=fields[4] != "0",
-        fds=_fds(proc),
         blocked=_signals(status["SigBlk"]),
         ignored=_signals(status["SigIgn"]),
         caught=_signals(status["SigCgt"]),
@@ -92,6 +92,8 @@ def look(pid: int) -> Seen:
         environment=sorted({os.fsdecode(entry.partition(b"=")[0]) for entry in environ} - {""}),
         io_priorities=sorted(_io_priorities(proc)),
         guest_memory=list(_guest_memory(proc)),
+        # What is open for the moment of reading it (something below /proc) is not kept.
+        fds=dict(sorted(opened.items() & _fds(proc).items())),
     )
 
 
@@ -118,7 +120,7 @@ def _fds(proc: Path) -> dict[int, str]:
             if target in {"/", _TUN} and "\niff:" in (proc / "fdinfo" / entry.name).read_text():
                 target = _TUN
             found[int(entry.name)] = target
-    return dict(sorted(found.items()))
+    return found
 
 
 def _signals(mask: str) -> set[int]:
