@@ -46,7 +46,7 @@ def lacking(shared_images: tuple[Path, Path], request: pytest.FixtureRequest) ->
 
 
 def test_what_cannot_be_enforced_is_refused(lacking: Home) -> None:
-    for option in (["--allow", "example.org"], ["--host-access", "80"]):
+    for option in (["--allow", "example.org"], ["--host-access", "53/udp"]):
         refused = lacking.vmgr("create", "web", *option, check=False)
         assert refused.returncode == 1, option
         assert b"are enforced by vmgr's own network alone" in refused.stderr
@@ -85,6 +85,8 @@ def test_a_machine_that_has_a_list_does_not_start_without(home: Home) -> None:
         (["--allow", "example.org", "--net", "none"], b"does not go with it"),
         (["--host-access", "http"], b"is not a list of ports"),
         (["--host-access", "70000"], b"is not a list of ports"),
+        (["--host-access", "53/sctp"], b"is not a list of ports"),
+        (["--host-access", "53/udp,"], b"is not a list of ports"),
     ],
 )
 def test_what_cannot_be_asked(home: Home, options: list[str], words: bytes) -> None:

@@ -1,7 +1,7 @@
 """Servers for the networks of tests, run as a program: `greet PLACE...` or `names PLACE ZONE`.
 
 `greet` answers each connection with `hello from ADDRESS:PORT`, and then line by line with what it
-is sent. `names` is a DNS server; its zone is JSON, `{"name": ["A 192.0.2.1", "CNAME other"]}`.
+is sent; a datagram gets both at once. `names` is a DNS server; its zone is JSON, `{"name": ["A 192.0.2.1", "CNAME other"]}`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ import dns.rrset
 TTL = 30
 
 
+class Greeting(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        address, port, *_ = self._transport.get_extra_info("sockname")
+        self._transport.sendto(f"hello from {address}:{port}: ".encode() + data, addr)
+
+
 async def greet(places: list[str]) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address, port, *_ = writer.get_extra_info("sockname")
@@ -35,6 +44,9 @@ async def greet(places: list[str]) -> None:
     for place in places:
         address, _, port = place.rpartition(":")
         servers.append(await asyncio.start_server(serve, address, int(port)))
+        await asyncio.get_running_loop().create_datagram_endpoint(
+            Greeting, local_addr=(address, int(port))
+        )
     print("ready", flush=True)  # noqa: T201 (a program)
     await asyncio.Event().wait()
 

@@ -48,6 +48,13 @@ TALK = (
 )  # fmt: skip
 """Say something again and again, until the connection ends."""
 UNTIL_REFUSED = 'while (exec 3<>"/dev/tcp/$0/80"); do sleep 0.1; done'
+SEND = '''use IO::Socket::IP; my ($where, $port, $times) = @ARGV;
+for my $n (1 .. $times) {
+  my $s = IO::Socket::IP->new(Type => SOCK_DGRAM, PeerHost => $where, PeerPort => $port) or die $@;
+  defined $s->send("no. $n") and defined $s->recv(my $answer, 99) or die "$!";
+  $answer =~ /no. $n$/ or die $answer;
+  print "$answer\\n" if $n == $times;
+}'''
 SAY = 'exec 3<>"/dev/tcp/$0/$1" && read -r line <&3 && echo "$line"'
 
 
@@ -66,6 +73,10 @@ class World(NetworkedHome):
     def says(self, where: str, port: int = 80) -> tuple[int, str]:
         """What a server says to the machine."""
         return self.sh(SAY, where, str(port))
+
+    def sends(self, where: str, port: int, times: int = 1) -> tuple[int, str]:
+        """What a server answers to datagrams, each from a port of its own."""
+        return self.sh(f"timeout 60 perl -e '{SEND}' $0 $1 $2", where, str(port), str(times))
 
     def resolves(self, name: str) -> str:
         return self.sh('getent ahostsv4 "$0"; echo done', name)[1].split()[0]
@@ -220,6 +231,26 @@ def test_ports_of_the_host_that_it_was_given(world: World) -> None:
     assert world.resolves("host.vmgr.internal") == "done"
     assert refused(world.says("198.19.0.2", 5433))
     world.vmgr("net", "set", "p", "--host-access", "5432")
+
+
+def test_udp_ports_of_the_host_that_it_was_given(world: World) -> None:
+    assert "No route" in world.sends("198.19.0.2", 5433)[1]
+    world.vmgr("net", "set", "p", "--host-access", "5432,5433/udp")
+    assert world.json("net", "show", "p")["host_access_udp"] == [5433]
+    assert b"5432, 5433/udp" in world.vmgr("net", "show", "p").stdout
+    # More ports of the machine than a session each is kept for.
+    assert world.sends("host.vmgr.internal", 5433, 200) == (
+        0, "hello from 127.0.0.1:5433: no. 200\n",
+    )  # fmt: skip
+    assert world.sends("fd76:6d67:7200::2", 5433)[0] == 0, "over IPv6, too"
+    assert "No route" in world.sends("198.19.0.2", 5432)[1]
+    assert refused(world.says("host.vmgr.internal", 5433))
+    for pid in (world.helper_pid(), world.network_process("switchboard")):
+        kill_and_wait(pid)
+    world.vmgr("info", "p")
+    assert world.sends("host.vmgr.internal", 5433) == (0, "hello from 127.0.0.1:5433: no. 1\n")
+    world.vmgr("net", "set", "p", "--host-access", "5432")
+    assert "No route" in world.sends("198.19.0.2", 5433)[1]
 
 
 @pytest.mark.parametrize("victims", [["switchboard"], ["egress"], ["helper", "switchboard"]])

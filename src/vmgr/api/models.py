@@ -168,6 +168,7 @@ class CreateMachine(Model, frozen=True, kw_only=True):
     a domain means what is below it. None: whatever `access` permits."""
     host_access: list[Annotated[int, Meta(ge=1, le=65535)]] = field(default_factory=list)
     """TCP ports of this computer's loopback that it may reach, as `host.vmgr.internal`."""
+    host_access_udp: list[Annotated[int, Meta(ge=1, le=65535)]] = field(default_factory=list)
     ports: list[PortForward] = field(default_factory=list)
     auto_ports: bool | None = None
     """Whether what it listens on appears on this computer; None: as configured, and not for an
@@ -238,6 +239,7 @@ class NetworkChange(Model, frozen=True, kw_only=True):
     remove: list[str] = field(default_factory=list)
     """Rules to take away. With none left, nothing is allowed."""
     host_access: list[Annotated[int, Meta(ge=1, le=65535)]] | None = None
+    host_access_udp: list[Annotated[int, Meta(ge=1, le=65535)]] | None = None
 
 
 class NetworkInfo(Model, frozen=True, kw_only=True):
@@ -259,6 +261,7 @@ class NetworkInfo(Model, frozen=True, kw_only=True):
     allow: list[str] | None = None
     """All that it may reach, within `access`; None: it has no allow-list."""
     host_access: list[int] = field(default_factory=list)
+    host_access_udp: list[int] = field(default_factory=list)
     denied: list[Denied] = field(default_factory=list)
     """What it was denied lately, the latest first, since the helper started."""
 

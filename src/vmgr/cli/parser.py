@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from vmgr.errors import UsageError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOST_COMMANDS",
+    "HostPorts",
     "Parser",
     "allow_option",
     "cold_option",
@@ -47,6 +48,7 @@ _PORT: Final = re.compile(
     r"(?:(?P<address>\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){3}):)?(?P<host>\d{1,5})(?::(?P<guest>\d{1,5}))?"
     r"(?:/(?P<protocol>tcp|udp))?"
 )
+_HOST_PORT: Final = re.compile(r"([0-9]{1,5})(?:/(tcp|udp))?")
 _PORT_MAX: Final = 65_535
 HOST_COMMANDS: Final = ("none", "ask", "list", "all")
 _UNITS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -58,6 +60,13 @@ _REWRITES: Final = (
     (r"argument (\S+): expected one argument", r"\1 needs a value"),
     (r"argument (\S+): (.*)", r"\1: \2"),
 )
+
+
+class HostPorts(NamedTuple):
+    """Ports of this computer's loopback."""
+
+    tcp: list[int]
+    udp: list[int]
 
 
 class Parser(argparse.ArgumentParser):
@@ -302,21 +311,24 @@ def allow_option(parser: argparse._ActionsContainer) -> None:
 def host_access_option(parser: argparse.ArgumentParser, *, none: bool = False) -> None:
     """Declare ports of this computer's loopback."""
     parser.add_argument(
-        "--host-access", type=_none_or_ports if none else _ports, metavar="PORT[,PORT]",
-        help="let it reach these TCP ports of this computer's 127.0.0.1, as host.vmgr.internal"
+        "--host-access", type=_none_or_ports if none else _ports, metavar="PORT[/udp][,PORT…]",
+        help="let it reach these ports of this computer's 127.0.0.1, as host.vmgr.internal"
         + ("; or: none" if none else ""),
     )  # fmt: skip
 
 
-def _none_or_ports(text: str) -> list[int]:
-    return [] if text == "none" else _ports(text)
+def _none_or_ports(text: str) -> HostPorts:
+    return HostPorts([], []) if text == "none" else _ports(text)
 
 
-def _ports(text: str) -> list[int]:
-    ports = text.split(",")
-    if not all(port.isdecimal() and 0 < int(port) <= _PORT_MAX for port in ports):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a list of ports like 5432,6379')
-    return [int(port) for port in ports]
+def _ports(text: str) -> HostPorts:
+    found = HostPorts([], [])
+    for one in text.split(","):
+        match = _HOST_PORT.fullmatch(one)
+        if match is None or not 0 < int(match[1]) <= _PORT_MAX:
+            raise argparse.ArgumentTypeError(f'"{text}" is not a list of ports like 5432,53/udp')
+        (found.udp if match[2] == "udp" else found.tcp).append(int(match[1]))
+    return found
 
 
 def port(text: str) -> PortForward:

@@ -352,6 +352,7 @@ class Machine:
             problem=(row.network_problem or self.egress_problem) if live else None,
             allow=row.allow,
             host_access=row.host_access,
+            host_access_udp=row.host_access_udp,
             denied=list(self.denied),
         )
 

@@ -243,6 +243,7 @@ class Machines:
             or ("internet" if request.ephemeral else str(config.get("network.access"))),
             allow=None if request.allow is None else canonical(request.allow),
             host_access=sorted(set(request.host_access)),
+            host_access_udp=sorted(set(request.host_access_udp)),
             host_commands=rights_of(request.host_commands),
             created_at=time.time(),
         )

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 def reach_of(row: MachineRow) -> Reach:
     """What a machine may reach."""
     allow = None if row.allow is None else tuple(row.allow)
-    return Reach(cast("Access", row.access), allow, tuple(row.host_access))
+    return Reach(
+        cast("Access", row.access), allow, tuple(row.host_access), tuple(row.host_access_udp)
+    )
 
 
 class Policies:
@@ -57,8 +59,8 @@ class Policies:
                     "--net none reaches nothing, so --allow does not go with it",
                     next_step="leave one of them out",
                 )
-        _check_ports(request.host_access)
-        if request.allow is not None or request.host_access:
+        _check_ports(request.host_access, request.host_access_udp)
+        if request.allow is not None or request.host_access or request.host_access_udp:
             await self._need_switchboard()
 
     async def change(self, machine: Machine, change: NetworkChange) -> None:
@@ -78,8 +80,11 @@ class Policies:
                 host_access=row.host_access
                 if change.host_access is None
                 else sorted(set(change.host_access)),
+                host_access_udp=row.host_access_udp
+                if change.host_access_udp is None
+                else sorted(set(change.host_access_udp)),
             )
-            _check_ports(after.host_access)
+            _check_ports(after.host_access, after.host_access_udp)
             reach = reach_of(after)
             live = not machine.stopped.is_set()
             if live and row.fallback and reach != reach_of(row):
@@ -103,6 +108,7 @@ class Policies:
         self._helper.events.publish(
             "network.changed", machine.name,
             access=after.access, allow=after.allow, host_access=after.host_access,
+            host_access_udp=after.host_access_udp,
         )  # fmt: skip
 
     def denied(self, machine_id: str, data: dict[str, Any]) -> None:
@@ -134,7 +140,10 @@ class Policies:
 
 
 async def _save(machine: Machine, row: MachineRow) -> None:
-    await machine.save(access=row.access, allow=row.allow, host_access=row.host_access)
+    await machine.save(
+        access=row.access, allow=row.allow, host_access=row.host_access,
+        host_access_udp=row.host_access_udp,
+    )  # fmt: skip
 
 
 def _changed(name: str, before: list[str] | None, change: NetworkChange) -> list[str] | None:
@@ -155,8 +164,8 @@ def _changed(name: str, before: list[str] | None, change: NetworkChange) -> list
     return after
 
 
-def _check_ports(ports: list[int]) -> None:
-    if len(set(ports)) > _HOST_PORTS:
+def _check_ports(tcp: list[int], udp: list[int]) -> None:
+    if len(set(tcp)) + len(set(udp)) > _HOST_PORTS:
         raise UsageError(f"a machine reaches at most {_HOST_PORTS} ports of this computer")
 
 

@@ -301,6 +301,7 @@ class Snapshots:
                 user=await self._helper.accounts.named(request.user) if request.user else row.user,
                 allow=row.allow if request.allow is None else canonical(request.allow),
                 host_access=sorted(set(request.host_access)) or row.host_access,
+                host_access_udp=sorted(set(request.host_access_udp)) or row.host_access_udp,
                 host_commands=rights_of(request.host_commands),
                 shares=more_rows(row.shares, request.shares),
             )

@@ -92,7 +92,8 @@ class MachineRow(msgspec.Struct, kw_only=True, frozen=True):
     allow: list[str] | None = None
     """All that it may reach, within `access`, as rules; None: no allow-list."""
     host_access: list[int] = []
-    """Ports of this computer's loopback that it may reach."""
+    """TCP ports of this computer's loopback that it may reach."""
+    host_access_udp: list[int] = []
     interface: str | None = None
     """The tap that its VMM holds."""
     fallback: bool = False

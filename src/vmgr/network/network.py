@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Network", "Plugged"]
 
-_STOCK: Final = 256  # connections of machines to this computer at one time
+# Connections of machines to this computer at one time, and what stands for one of UDP.
+_STOCK: Final = {socket.SOCK_STREAM: 256, socket.SOCK_DGRAM: 128}
 _AGAIN: Final = 1.0  # seconds between two starts of a process that keeps ending
 
 _TUN: Final = "/dev/net/tun"
@@ -85,7 +86,7 @@ class Network:
         self._closing = asyncio.Event()
         self._addresses: AddressWatch | None = None
         self._resolvers: list[str] | None = None
-        self._stocked: Line | None = None
+        self._stocked: dict[socket.SocketKind, Line] = {}
         self._watched: Process | None = None
         self.problem: str | None = None
         """Why there is no network at all, as far as is known."""
@@ -122,15 +123,20 @@ class Network:
         except (VmgrError, OSError, TimeoutError) as error:
             log.warning("the switchboard does not hear of a change of this host: %s", error)
 
-    async def _stock(self, line: Line, reach: list[int]) -> None:
-        """See that a switchboard has sockets for machines that reach ports of this computer."""
-        if not reach or line is self._stocked:
-            return
-        for _ in range(_STOCK // m.MAX_FDS):
-            with contextlib.ExitStack() as stack:
-                made = [stack.enter_context(socket.socket()) for _ in range(m.MAX_FDS)]
-                await line.ask(m.Host(), tuple(sock.fileno() for sock in made))
-        self._stocked = line
+    async def _stock(self, line: Line, plug: m.Plug) -> None:
+        """See that a switchboard has sockets for a machine that reaches ports of this computer."""
+        wanted = {socket.SOCK_STREAM: plug.host_ports, socket.SOCK_DGRAM: plug.host_udp_ports}
+        for kind, ports in wanted.items():
+            if not ports or self._stocked.get(kind) is line:
+                continue
+            for _ in range(_STOCK[kind] // m.MAX_FDS):
+                with contextlib.ExitStack() as stack:
+                    made = [
+                        stack.enter_context(socket.socket(socket.AF_INET, kind))
+                        for _ in range(m.MAX_FDS)
+                    ]
+                    await line.ask(m.Host(), tuple(sock.fileno() for sock in made))
+            self._stocked[kind] = line
 
     async def adopt(self) -> None:
         """Go on with what an earlier helper started."""
@@ -174,7 +180,7 @@ class Network:
             async with self._lock:
                 _require_tun()
                 line = await self._ready()
-                await self._stock(line, request.host_ports)
+                await self._stock(line, request)
                 result, fds = await line.ask(request)
         except (VmgrError, OSError, TimeoutError) as error:
             self.problem = error.message if isinstance(error, VmgrError) else str(error)
@@ -195,7 +201,7 @@ class Network:
             async with self._lock:
                 line = await self._ready()
                 # One that knows it already does nothing, unless what it may reach has changed.
-                await self._stock(line, plug.host_ports)
+                await self._stock(line, plug)
                 _close(await line.ask(plug))
         except (VmgrError, OSError, TimeoutError) as error:
             log.warning("machine %s is not in the network: %s", name, error)
@@ -211,7 +217,7 @@ class Network:
         plug = _held(_plug(machine, name, identity_of(machine, number), reach), interface)
         async with self._lock:
             line = await self._ready()
-            await self._stock(line, plug.host_ports)
+            await self._stock(line, plug)
             _close(await line.ask(plug))
             self._machines[machine] = plug
 
@@ -297,7 +303,7 @@ class Network:
             await line.ask(m.Host(addresses=own_addresses(), resolvers=self._resolvers))
             for plug in list(self._machines.values()):
                 try:
-                    await self._stock(line, plug.host_ports)
+                    await self._stock(line, plug)
                     _close(await line.ask(plug))
                 except StateError as error:  # the others are plugged in all the same
                     log.warning("machine %s is not in the network: %s", plug.name, error.message)
@@ -383,6 +389,7 @@ def _plug(machine: str, name: str, identity: Identity, reach: Reach) -> m.Plug:
         access=reach.access,
         rules=reach.rules,
         host_ports=list(reach.host_ports),
+        host_udp_ports=list(reach.host_udp_ports),
     )
 
 

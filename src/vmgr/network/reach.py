@@ -30,6 +30,8 @@ class Reach:
     allow: tuple[str, ...] | None = None
     """Rules as text; None: no allow-list."""
     host_ports: tuple[int, ...] = ()
+    """TCP ports of this computer's loopback."""
+    host_udp_ports: tuple[int, ...] = ()
 
     @property
     def rules(self) -> list[Rule] | None:
@@ -39,7 +41,7 @@ class Reach:
     @property
     def needs_switchboard(self) -> bool:
         """Whether QEMU's own network would not do: nothing enforces it there."""
-        return self.allow is not None or bool(self.host_ports)
+        return self.allow is not None or bool(self.host_ports or self.host_udp_ports)
 
 
 def canonical(rules: list[str]) -> list[str]:

@@ -49,6 +49,7 @@ table inet vmgr {{
  map access {{ type ifname : verdict; }}
  map marks {{ type ifname : mark; }}
  set host_ports {{ type ifname . inet_service; }}
+ set host_udp_ports {{ type ifname . inet_service; }}
  set private4 {{ type ipv4_addr; flags interval; elements = {{ {_PRIVATE4} }}; }}
  set private6 {{ type ipv6_addr; flags interval; elements = {{ {_PRIVATE6} }}; }}
  set slirp4 {{ type ipv4_addr; flags interval; elements = {{ {EGRESS_NETWORK} }}; }}
@@ -102,6 +103,8 @@ table inet vmgr {{
   meta l4proto {{ tcp, udp }} th dport 53 ip6 daddr {GATEWAY6} accept
   ip daddr {HOST4} iifname . tcp dport @host_ports accept
   ip6 daddr {HOST6} iifname . tcp dport @host_ports accept
+  ip daddr {HOST4} iifname . udp dport @host_udp_ports accept
+  ip6 daddr {HOST6} iifname . udp dport @host_udp_ports accept
   ip6 daddr ff00::/8 drop
   ip daddr 224.0.0.0/3 drop
   goto denied
@@ -221,6 +224,7 @@ class Firewall:
             f'access {{ "{interface}"{verdict} }}',
             f'marks {{ "{interface}"{mark} }}',
             *(f'host_ports {{ "{interface}" . {port} }}' for port in plug.host_ports),
+            *(f'host_udp_ports {{ "{interface}" . {port} }}' for port in plug.host_udp_ports),
         ]
         if plug.access == "full":
             elements.append(f'members {{ "{interface}" }}')

@@ -132,7 +132,7 @@ class Guard:
     def reaches_host(self, client: str) -> bool:
         """Whether this computer has a name for the machine."""
         machine = self._machines.get(client)
-        return machine is not None and bool(machine.plug.host_ports)
+        return machine is not None and _reaches_host(machine.plug)
 
     def refusal(self, client: str, query: dns.message.Message) -> bytes | None:
         """What a machine is told instead of an answer; None: it may ask.
@@ -149,7 +149,7 @@ class Guard:
             return None
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
-        if name == HOST_NAME and machine.plug.host_ports:
+        if name == HOST_NAME and _reaches_host(machine.plug):
             return None
         if any(rule.domain is not None and matches(rule.domain, name) for rule in machine.rules):
             if question.rdtype not in _HINTS:
@@ -263,6 +263,10 @@ def matches(pattern: str, name: str) -> bool:
     if pattern.startswith("*."):
         return name.endswith(pattern[1:]) and len(name) >= len(pattern)
     return name == pattern
+
+
+def _reaches_host(plug: Plug) -> bool:
+    return bool(plug.host_ports or plug.host_udp_ports)
 
 
 def _chain(answer: dns.message.Message) -> tuple[list[dns.rrset.RRset], int]:

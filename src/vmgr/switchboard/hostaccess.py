@@ -1,4 +1,4 @@
-"""`host.vmgr.internal`: ports of this computer's loopback, for machines that were given them.
+"""`host.vmgr.internal` for TCP: ports of this computer's loopback, for machines that have them.
 
 The rules let a machine's connection through to a listener here. It goes on from a socket of the
 host's network. Those cannot be made from inside the namespace, so the helper sends a stock of them;
@@ -63,11 +63,11 @@ class HostAccess:
         self._permitted: Mapping[str, frozenset[int]] = {}
         self._open: dict[Connection, tuple[str, int]] = {}
 
-    def stock(self, fds: list[int]) -> None:
-        """Sockets of the host's network (TCP, IPv4), unconnected; the fds stay the caller's."""
+    def stock(self, socks: list[socket.socket]) -> None:
+        """Sockets of the host's network (TCP, IPv4), unconnected; they stay the caller's."""
         # Each helper sends some; one stock is enough.
-        for fd in fds[: max(0, _STOCK - self._stocked)]:
-            sock = socket.socket(fileno=os.dup(fd))
+        for given in socks[: max(0, _STOCK - self._stocked)]:
+            sock = socket.socket(fileno=os.dup(given.fileno()))
             sock.settimeout(0)
             self._free.append(sock)
             self._stocked += 1

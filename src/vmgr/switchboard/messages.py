@@ -35,7 +35,7 @@ __all__ = [
     "send",
 ]
 
-VERSION: Final = 3
+VERSION: Final = 4
 MAX_PACKET: Final = 131_072
 MAX_FDS: Final = 64
 
@@ -88,6 +88,7 @@ class Plug(Request, frozen=True, kw_only=True, tag="plug"):
     """All that it may reach, within `access`; None: all that `access` permits."""
     host_ports: list[int] = []
     """TCP ports of this computer's loopback that it may reach."""
+    host_udp_ports: list[int] = []
 
 
 class Unplug(Request, frozen=True, kw_only=True, tag="unplug"):

@@ -20,6 +20,7 @@ from vmgr.switchboard.flows import forget_flows, forget_flows_to
 from vmgr.switchboard.forwarder import Connection, Forwarder
 from vmgr.switchboard.guard import Guard
 from vmgr.switchboard.hostaccess import HostAccess
+from vmgr.switchboard.hostdatagrams import HostDatagrams
 from vmgr.switchboard.links import GATEWAY4, GATEWAY6, Links
 from vmgr.switchboard.resolver import HostResolvers, Resolver
 from vmgr.switchboard.tally import Tally
@@ -62,6 +63,7 @@ class Switchboard:
         self._live: set[Connection] = set()
         self._host_addresses: list[str] = []
         self._host = HostAccess(self._live)
+        self._host_datagrams = HostDatagrams()
         self._tally = Tally(self._told)
         self._guard = Guard(self._firewall.pin, self._denied, lambda: self._host_addresses)
         self._helper: socket.socket | None = None
@@ -106,6 +108,7 @@ class Switchboard:
             self._denials.close()
         self._tally.close()
         self._host.close()
+        self._host_datagrams.close()
         self._resolver.close()
         await self._links.close()
 
@@ -212,7 +215,7 @@ class Switchboard:
         if isinstance(request, m.Unplug):
             await self._unplug(request.machine)
         elif isinstance(request, m.Host):
-            self._host.stock(fds)
+            self._stock(fds)
             if request.addresses is not None:
                 self._know_host(request.addresses)
             if request.resolvers is not None:
@@ -257,7 +260,7 @@ class Switchboard:
             self._firewall.admit(name, plug, None if before is None else before.plug)
             self._machines[plug.machine] = _Plugged(plug, name)
             self._guard.admit(name, plug)
-            self._host.permit([one.plug for one in self._machines.values()])
+            self._permit()
             if before is None:
                 await self._links.raise_link(name, plug.mac, plug.address4, plug.address6)
             else:  # what is open is judged anew
@@ -273,10 +276,24 @@ class Switchboard:
                 self._names[before.plug.name] = (before.plug.address4, before.plug.address6)
                 self._firewall.admit(name, before.plug, plug)
                 self._guard.admit(name, before.plug)
-                self._host.permit([one.plug for one in self._machines.values()])
+                self._permit()
             raise
         self._names[plug.name] = (plug.address4, plug.address6)
         return {"interface": name}, fd
+
+    def _permit(self) -> None:
+        plugs = [one.plug for one in self._machines.values()]
+        self._host.permit(plugs)
+        self._host_datagrams.permit(plugs)
+
+    def _stock(self, fds: list[int]) -> None:
+        given = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            self._host.stock([s for s in given if s.type == socket.SOCK_STREAM])
+            self._host_datagrams.stock([s for s in given if s.type == socket.SOCK_DGRAM])
+        finally:
+            for sock in given:
+                sock.detach()  # closed by whoever took the message
 
     def _know_host(self, addresses: list[str]) -> None:
         self._firewall.know_host(addresses)
@@ -291,7 +308,7 @@ class Switchboard:
         self._names.pop(plugged.plug.name, None)
         self._tally.forget(machine)
         self._guard.dismiss(plugged.interface)
-        self._host.permit([one.plug for one in self._machines.values()])
+        self._permit()
         self._firewall.dismiss(plugged.interface, plugged.plug)
         await self._links.remove(plugged.interface)
 

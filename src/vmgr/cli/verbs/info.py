@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmgr.cli.connection import client
 from vmgr.cli.output import age, bytes_text, fields, print_json
 from vmgr.cli.parser import machine_argument
-from vmgr.cli.verbs.net import what
+from vmgr.cli.verbs.net import host_ports, what
 
 if TYPE_CHECKING:
     import argparse
@@ -50,7 +50,7 @@ def _network(network: NetworkInfo | None) -> list[tuple[str, object]]:
         ("On this computer", network.loopback),
         ("Known as", network.name),
         ("Allowed", None if network.allow is None else ", ".join(network.allow) or "nothing"),
-        ("Host ports", ", ".join(map(str, network.host_access)) or None),
+        ("Host ports", host_ports(network) or None),
         ("Network problem", network.problem),
         *(("Denied", _denied(one)) for one in network.denied[:_DENIED]),
     ]

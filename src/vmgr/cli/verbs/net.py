@@ -13,7 +13,7 @@ from vmgr.cli.parser import Parser, allow_option, host_access_option, machine_ar
 if TYPE_CHECKING:
     import argparse
 
-    from vmgr.api.models import Denied, MachineInfo
+    from vmgr.api.models import Denied, MachineInfo, NetworkInfo
 
 DESCRIPTION = """Show and change what a machine may reach; a machine that runs is held to it at
 once. With an allow-list it reaches what is on the list and nothing else: domains (*.example.org is
@@ -77,7 +77,8 @@ def _set(options: argparse.Namespace) -> MachineInfo:
             access=options.net,
             allow=options.allow,
             allow_any=options.allow_any,
-            host_access=options.host_access,
+            host_access=options.host_access and options.host_access.tcp,
+            host_access_udp=options.host_access and options.host_access.udp,
         ),
     )
 
@@ -97,7 +98,7 @@ def _print(machine: MachineInfo) -> None:
     fields([
         ("Network", network.access),
         ("Allowed", "anything" if network.allow is None else ", ".join(network.allow) or "nothing"),
-        ("Host ports", ", ".join(map(str, network.host_access)) or "none"),
+        ("Host ports", host_ports(network) or "none"),
     ])  # fmt: skip
     if network.denied:
         print()
@@ -110,6 +111,13 @@ def _print(machine: MachineInfo) -> None:
                 for one in network.denied
             ],
         )  # fmt: skip
+
+
+def host_ports(network: NetworkInfo) -> str:
+    """The ports of this computer that a machine reaches."""
+    return ", ".join(
+        [*map(str, network.host_access), *(f"{p}/udp" for p in network.host_access_udp)]
+    )
 
 
 def what(denied: Denied) -> str:
