@@ -389,6 +389,7 @@ async def test_settings(host: Host) -> None:
 
 
 async def test_names_are_plugged_into_what_resolves(host: Host, tmp_path: Path) -> None:
+    host = replace(host, uid=1_000)
     assert "vmgr ip" in (await network.names(host)).summary
     write(host.etc / "NetworkManager/NetworkManager.conf", "")
     manager = await network.names(host)
@@ -405,3 +406,21 @@ async def test_names_are_plugged_into_what_resolves(host: Host, tmp_path: Path) 
     write(host.etc / "systemd/resolved.conf.d/vmgr.conf", written)
     done = await network.names(host)
     assert (done.fix, "resolves" in done.summary) == (None, True)
+
+
+async def test_names_that_another_user_answers(host: Host) -> None:
+    lines = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout
+  1: 0100007F:14EA 00000000:0000 07 00000000:00000000 00:00000000 00000000  1007        0
+  2: 0100767F:14EA 00000000:0000 07 00000000:00000000 00:00000000 00000000  %s        0
+"""
+    write(host.proc / "net/udp", lines % 1_100)
+    taken = await network.names(replace(host, uid=1_000))
+    assert taken.status == "warning"
+    assert (
+        "127.118.0.1:5354, where names of machines are answered, is taken by 1100" in taken.summary
+    )
+    assert taken.fix == "vmgr config set names.port 5355 && vmgr helper restart"
+    assert (await network.names(replace(host, uid=1_001))).status == "ok", "it has its own address"
+    write(host.proc / "net/udp", lines % 1_000)
+    assert (await network.names(replace(host, uid=1_000))).status == "ok", "ours"

@@ -1,7 +1,8 @@
 """Servers for the networks of tests, run as a program: `greet PLACE...` or `names PLACE ZONE`.
 
 `greet` answers each connection with `hello from ADDRESS:PORT`, and then line by line with what it
-is sent; a datagram gets both at once. `names` is a DNS server; its zone is JSON, `{"name": ["A 192.0.2.1", "CNAME other"]}`.
+is sent; a datagram gets both at once. `names` is a DNS server; its zone is JSON,
+`{"name": ["A 192.0.2.1", "CNAME other"]}`.
 """
 
 from __future__ import annotations

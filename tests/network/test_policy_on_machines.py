@@ -48,13 +48,13 @@ TALK = (
 )  # fmt: skip
 """Say something again and again, until the connection ends."""
 UNTIL_REFUSED = 'while (exec 3<>"/dev/tcp/$0/80"); do sleep 0.1; done'
-SEND = '''use IO::Socket::IP; my ($where, $port, $times) = @ARGV;
+SEND = """use IO::Socket::IP; my ($where, $port, $times) = @ARGV;
 for my $n (1 .. $times) {
   my $s = IO::Socket::IP->new(Type => SOCK_DGRAM, PeerHost => $where, PeerPort => $port) or die $@;
   defined $s->send("no. $n") and defined $s->recv(my $answer, 99) or die "$!";
   $answer =~ /no. $n$/ or die $answer;
   print "$answer\\n" if $n == $times;
-}'''
+}"""
 SAY = 'exec 3<>"/dev/tcp/$0/$1" && read -r line <&3 && echo "$line"'
 
 

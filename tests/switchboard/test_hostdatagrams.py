@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vmgr.switchboard import hostdatagrams
 from vmgr.switchboard.hostdatagrams import HostDatagrams
 from vmgr.switchboard.messages import Plug
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 GATE, MACHINE, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
@@ -24,7 +27,7 @@ def plug(address: str, *ports: int) -> Plug:
 
 def bound(address: str) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setblocking(False)
+    sock.settimeout(0)
     sock.bind((address, 0))
     return sock
 
@@ -135,20 +138,14 @@ async def test_nobody_listening_here_harms_nothing(service: Service) -> None:
     client.close()
 
 
-async def test_quiet_sessions_end() -> None:
-    access = HostDatagrams((GATE,), quiet=0.01)
-    stock = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
-    access.stock(stock)
-    stock[0].close()
-    it = Service(access)
-    access.permit([plug(MACHINE, it.port)])
-    client = bound(MACHINE)
-    assert await it.answers(client)
-    async with asyncio.timeout(30):
-        while access._sessions:
-            await asyncio.sleep(0.01)
-    assert await it.answers(client)
-    access.close()
-    asyncio.get_running_loop().remove_reader(it.sock)
-    for sock in (it.sock, client):
+async def test_quiet_sessions_end(service: Service) -> None:
+    quiet, busy = bound(MACHINE), bound(MACHINE)
+    assert await service.answers(quiet)
+    assert await service.answers(busy)
+    next(iter(service.access._sessions.values())).used -= 61
+    service.access._end_quiet()
+    assert [session.client for session in service.access._sessions.values()] == [busy.getsockname()]
+    assert service.access._sweep is not None
+    assert await service.answers(quiet)
+    for sock in (quiet, busy):
         sock.close()

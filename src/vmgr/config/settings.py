@@ -293,7 +293,7 @@ _TABLE: Final = (
     Setting("memory.overcommit", Count(1, 10_000), lambda: 200,
             "Memory that running machines may have together, in percent of this computer's"),
     Setting("names.port", Count(0, 65_535), lambda: 5354,
-            "The port at 127.118.0.1 where this computer can ask for NAME.vmgr.internal; 0: none "
+            "The port where this computer can ask for NAME.vmgr.internal (see doctor); 0: none "
             "(from the helper's next start)"),
     Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
             "What new named machines may reach: all, the internet alone, nothing"),

@@ -50,10 +50,14 @@ class Host:
     @property
     def user(self) -> str:
         """The person's login name."""
+        return self.name_of(self.uid)
+
+    def name_of(self, uid: int) -> str:
+        """A user's login name, or the number where there is none."""
         try:
-            return pwd.getpwuid(self.uid).pw_name
+            return pwd.getpwuid(uid).pw_name
         except KeyError:
-            return str(self.uid)
+            return str(uid)
 
     def as_root(self, *commands: str) -> Command:
         """`commands`, one after the other, as the person must type them to have root run them."""

@@ -6,19 +6,20 @@ import asyncio
 import ctypes
 import errno
 import os
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from vmgr.api.models import Check
 from vmgr.artifact.tools import missing_tools
 from vmgr.doctor.host import good, warning
+from vmgr.loopback import DOMAIN, names_address
 
 if TYPE_CHECKING:
     from vmgr.doctor.host import Host
 
 __all__ = ["egress", "names", "switchboard"]
 
-_DOMAIN = "vmgr.internal"  # as vmgr.network.addresses has both
-_AT = "127.118.0.1"
 _RESOLVED, _MANAGER = "systemd-resolved", "NetworkManager"
 _LOST = "machines get no names, no addresses of their own and no internet"
 
@@ -70,21 +71,40 @@ async def names(host: Host) -> Check:
     if not port:
         return good(name, "not answered on this computer (names.port is 0)")
     loop = asyncio.get_running_loop()
-    kind, there = await loop.run_in_executor(host.executor, _resolver, host, port)
+    at = names_address(host.uid)
+    if (other := await loop.run_in_executor(host.executor, _whose, host, at, port)) is not None:
+        return warning(
+            name,
+            f"{at}:{port}, where names of machines are answered, is taken by {host.name_of(other)}",
+            f"vmgr config set names.port {port + 1} && vmgr helper restart",
+        )
+    kind, there = await loop.run_in_executor(host.executor, _resolver, host, at, port)
     if kind is None:
         summary = "no resolver here can be told of one domain; vmgr ip NAME shows addresses"
         return good(name, summary)
     if there:
-        return good(name, f"NAME.{_DOMAIN} resolves on this computer, through {kind}")
+        return good(name, f"NAME.{DOMAIN} resolves on this computer, through {kind}")
     return Check(
         name=name,
         status="ok",
-        summary=f"to have NAME.{_DOMAIN} resolve on this computer, tell {kind}",
-        fix=_plug(host, kind, port),
+        summary=f"to have NAME.{DOMAIN} resolve on this computer, tell {kind}",
+        fix=_plug(host, kind, at, port),
     )
 
 
-def _resolver(host: Host, port: int) -> tuple[str | None, bool]:
+def _whose(host: Host, at: str, port: int) -> int | None:
+    """The other user who holds an address for datagrams; None: nobody, or we do."""
+    # sl, local address (as the bytes lie in memory), remote one, ..., uid: proc_net(5).
+    wanted = f"{struct.unpack('=I', socket.inet_aton(at))[0]:08X}:{port:04X}"
+    try:
+        lines = (host.proc / "net/udp").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    held = {int(words[7]) for words in map(str.split, lines) if words[1:2] == [wanted]}
+    return next(iter(held - {host.uid}), None)
+
+
+def _resolver(host: Host, at: str, port: int) -> tuple[str | None, bool]:
     """Who resolves names here and takes one domain from us, and whether it does."""
     try:
         with (host.etc / "resolv.conf").open(encoding="utf-8", errors="replace") as file:
@@ -92,9 +112,9 @@ def _resolver(host: Host, port: int) -> tuple[str | None, bool]:
     except OSError:
         servers = ""
     if "127.0.0.53" in servers or "127.0.0.54" in servers:
-        kind, file_name, said = _RESOLVED, "systemd/resolved.conf.d/vmgr.conf", f"{_AT}:{port}"
+        kind, file_name, said = _RESOLVED, "systemd/resolved.conf.d/vmgr.conf", f"{at}:{port}"
     elif (host.etc / "NetworkManager").is_dir():
-        kind, file_name, said = _MANAGER, "NetworkManager/dnsmasq.d/vmgr.conf", f"{_AT}#{port}"
+        kind, file_name, said = _MANAGER, "NetworkManager/dnsmasq.d/vmgr.conf", f"{at}#{port}"
     else:
         return None, False
     try:
@@ -104,9 +124,9 @@ def _resolver(host: Host, port: int) -> tuple[str | None, bool]:
     return kind, said in text
 
 
-def _plug(host: Host, kind: str, port: int) -> str:
+def _plug(host: Host, kind: str, at: str, port: int) -> str:
     if kind == _RESOLVED:
-        text = f"[Resolve]\nDNS={_AT}:{port}\nDomains=~{_DOMAIN}\nDNSSEC=allow-downgrade\n"
+        text = f"[Resolve]\nDNS={at}:{port}\nDomains=~{DOMAIN}\nDNSSEC=allow-downgrade\n"
         made = host.as_root("mkdir -p /etc/systemd/resolved.conf.d")
         wrote = host.write_as_root(
             text, "/etc/systemd/resolved.conf.d/vmgr.conf", "systemctl restart systemd-resolved"
@@ -114,7 +134,7 @@ def _plug(host: Host, kind: str, port: int) -> str:
         return f"{made} && {wrote}"
     wrote = host.write_as_root("[main]\ndns=dnsmasq\n", "/etc/NetworkManager/conf.d/vmgr.conf")
     told = host.write_as_root(
-        f"server=/{_DOMAIN}/{_AT}#{port}\n",
+        f"server=/{DOMAIN}/{at}#{port}\n",
         "/etc/NetworkManager/dnsmasq.d/vmgr.conf",
         "systemctl restart NetworkManager",
     )

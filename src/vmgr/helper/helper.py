@@ -44,8 +44,8 @@ from vmgr.helper.store import Store
 from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
 from vmgr.helper.volumes import Volumes
+from vmgr.loopback import DOMAIN, names_address
 from vmgr.network import Network, identity_of
-from vmgr.network.addresses import DOMAIN, NAMES4
 from vmgr.service.activation import Activation, Notifier
 from vmgr.service.pinging import Pinging
 
@@ -153,7 +153,7 @@ class Helper:
             log.warning("names are not answered: %s", error)
         else:
             if port:
-                await self.names.open(str(NAMES4), port)
+                await self.names.open(names_address(os.getuid()), port)
         self.watchers.start(follow_resolver(self), name="the host's resolver")
         self._notices = await self.executors.in_store(self.store.take_notices)
         reports = await self.executors.in_files(crash.take_untold, self.paths.crashes)

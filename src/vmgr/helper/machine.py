@@ -21,8 +21,9 @@ from vmgr.api.models import MachineInfo, NetworkInfo, VmmInfo
 from vmgr.api.shares import Share
 from vmgr.errors import VmgrError, WrongStateError
 from vmgr.helper.userrow import user_notes
+from vmgr.loopback import DOMAIN
 from vmgr.machine.lifecycle import check_permits, next_status
-from vmgr.network.addresses import DOMAIN, identity_of
+from vmgr.network.addresses import identity_of
 from vmgr.saved.files import disk_mark
 
 if TYPE_CHECKING:

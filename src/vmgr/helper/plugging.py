@@ -16,7 +16,8 @@ from vmgr.agent import Network
 from vmgr.errors import UnsupportedError, VmgrError
 from vmgr.helper.policy import reach_of
 from vmgr.helper.resolving import RESOLV_CONF, read_resolution
-from vmgr.network.addresses import DOMAIN, GATEWAY4, GATEWAY6, identity_of
+from vmgr.loopback import DOMAIN
+from vmgr.network.addresses import GATEWAY4, GATEWAY6, identity_of
 from vmgr.vmm import VmmNetwork
 
 if TYPE_CHECKING:

@@ -6,17 +6,18 @@ IPv4 comes from 198.18.0.0/15, which RFC 2544 keeps for benchmarks: no LAN, VPN 
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from vmgr.loopback import loopback_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
-    "DOMAIN",
     "FIRST",
     "GATEWAY4",
-    "NAMES4",
     "TEMPLATE",
     "Identity",
     "free_number",
@@ -25,16 +26,12 @@ __all__ = [
 
 GATEWAY4: Final = ipaddress.IPv4Address("198.19.0.1")
 GATEWAY6: Final = ipaddress.IPv6Address("fe80::1")
-DOMAIN: Final = "vmgr.internal"
 FIRST: Final = 10
 _LAST: Final = 32_000
 TEMPLATE: Final = _LAST
 """The number of the machine that a template is made of; there is one at a time."""
 _NETWORK4: Final = ipaddress.IPv4Address("198.19.0.0")
 _NETWORK6: Final = ipaddress.IPv6Address("fd76:6d67:7200::")
-NAMES4: Final = ipaddress.IPv4Address("127.118.0.1")
-"""Where this computer asks for the names of machines."""
-_LOOPBACK: Final = ipaddress.IPv4Address("127.118.0.0")  # 118 is "v"
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ def identity_of(machine_id: str, number: int) -> Identity:
     raw = bytes.fromhex(machine_id)
     # Locally administered, and for one receiver: the two lowest bits of the first byte.
     mac = bytes([raw[0] & 0xFC | 0x02]) + raw[1:]
-    return Identity(mac, _NETWORK4 + number, _NETWORK6 + number, _LOOPBACK + number)
+    loopback = loopback_network(os.getuid())[number]
+    return Identity(mac, _NETWORK4 + number, _NETWORK6 + number, loopback)
 
 
 def free_number(taken: Iterable[int | None]) -> int:

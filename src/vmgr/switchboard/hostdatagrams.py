@@ -55,20 +55,16 @@ class HostDatagrams:
 
     Args:
         addresses: where machines find the host.
-        quiet: seconds without a datagram that end a session.
     """
 
     def __init__(
         self,
         addresses: tuple[str, ...] = (HOST4, HOST6),
         target: str = "127.0.0.1",
-        *,
-        quiet: float = _QUIET,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._addresses = addresses
         self._target = target
-        self._quiet = quiet
         self._free: list[socket.socket] = []
         self._stocked = 0
         self._listeners: dict[int, list[socket.socket]] = {}
@@ -171,7 +167,7 @@ class HostDatagrams:
         self._sessions[session.key] = session
         self._loop.add_reader(sock, self._from_host, session)
         if self._sweep is None:
-            self._sweep = self._loop.call_later(self._quiet, self._end_quiet)
+            self._sweep = self._loop.call_later(_QUIET, self._end_quiet)
         return session
 
     def _make_room(self, address: str) -> None:
@@ -199,12 +195,12 @@ class HostDatagrams:
 
     def _end_quiet(self) -> None:
         self._sweep = None
-        before = self._loop.time() - self._quiet
+        before = self._loop.time() - _QUIET
         for session in list(self._sessions.values()):
             if session.used <= before:
                 self._end(session)
         if self._sessions:
-            self._sweep = self._loop.call_later(self._quiet, self._end_quiet)
+            self._sweep = self._loop.call_later(_QUIET, self._end_quiet)
 
     def _end(self, session: _Session) -> None:
         del self._sessions[session.key]
