@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boot
+import egress
 import forwarding
 import helper
 import host_commands
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, Callable[[Client, str | None, int], list[Row]]] = {
     "boot": boot.measure,
+    "egress": egress.measure,
     "exec": roundtrip.measure,
     "forwarding": forwarding.measure,
     "helper": helper.measure,

@@ -43,37 +43,43 @@ def unpacked_qemu() -> str:
     return str(program)
 
 
-def _fetch(home: Path) -> None:
-    for directory in ("state/lists/partial", "cache/archives/partial", "debs", "empty"):
+def apt_options(home: Path, sources: Path) -> list[str]:
+    """What has apt keep everything in `home` and take packages from `sources` alone."""
+    for directory in ("state/lists/partial", "cache/archives/partial", "empty"):
         (home / directory).mkdir(parents=True, exist_ok=True)
-    (home / "backports.sources").write_text(_backports().deb822())
-    options = [
+    return [
         f"-oDir::State={home}/state",
         "-oDir::State::status=/dev/null",
         f"-oDir::Cache={home}/cache",
-        f"-oDir::Etc::sourcelist={home}/backports.sources",
+        f"-oDir::Etc::sourcelist={sources}",
         f"-oDir::Etc::sourceparts={home}/empty",
         # What the host's own apt is told to do afterwards is about the host's own state.
         "-oAPT::Update::Post-Invoke=",
         "-oAPT::Sandbox::User=root",
         "-oAcquire::Languages=none",
     ]
-    _run(home, "apt-get", "-q", *options, "update", "--error-on=any")
-    _run(home / "debs", "apt-get", "-q", *options, "download", *PACKAGES)
+
+
+def _fetch(home: Path) -> None:
+    (home / "debs").mkdir(exist_ok=True)
+    (home / "backports.sources").write_text(debian("{}-backports").deb822())
+    options = apt_options(home, home / "backports.sources")
+    run(home, "apt-get", "-q", *options, "update", "--error-on=any")
+    run(home / "debs", "apt-get", "-q", *options, "download", *PACKAGES)
     made = home / "unpacking"
     shutil.rmtree(made, ignore_errors=True)
     for package in sorted((home / "debs").glob("*.deb")):
-        _run(home, "dpkg-deb", "--extract", str(package), str(made))
+        run(home, "dpkg-deb", "--extract", str(package), str(made))
     # Debian's two releases of QEMU need much the same libraries; where one is not here, it says.
-    _run(home, str(made / "usr/bin" / PROGRAM), "-version")
+    run(home, str(made / "usr/bin" / PROGRAM), "-version")
     made.rename(home / "root")
     shutil.rmtree(home / "debs")
     shutil.rmtree(home / "state")
     shutil.rmtree(home / "cache")
 
 
-def _backports() -> Source:
-    """The backports at the mirror from which the host takes its Debian."""
+def debian(suite: str) -> Source:
+    """Another suite at the mirror from which the host takes its Debian; `{}` is the host's own."""
     from pathlib import Path
 
     try:
@@ -82,21 +88,22 @@ def _backports() -> Source:
         pytest.skip(error.message)
     for source in read_sources(Path("/etc/apt")):
         if codename in source.suites and "main" in source.components:
-            return Source(source.uris, (f"{codename}-backports",), ("main",), source.options)
+            return Source(source.uris, (suite.format(codename),), ("main",), source.options)
     pytest.skip(f"no mirror of Debian {codename} is configured")
 
 
-def _run(directory: Path, *command: str) -> None:
+def run(directory: Path, *command: str) -> None:
+    """Run a command there; skips the test where it fails."""
     try:
         done = subprocess.run(
             command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True,
             timeout=DEADLINE, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"a newer QEMU cannot be had: {error}")
+        pytest.skip(f"what the test takes cannot be had: {error}")
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        pytest.skip(f"a newer QEMU cannot be had: {said[-1] if said else done.returncode}")
+        pytest.skip(f"what the test takes cannot be had: {said[-1] if said else done.returncode}")
 
 
 def _release(program: Path | str) -> tuple[int, int]:

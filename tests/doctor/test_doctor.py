@@ -424,3 +424,27 @@ async def test_names_that_another_user_answers(host: Host) -> None:
     assert (await network.names(replace(host, uid=1_001))).status == "ok", "it has its own address"
     write(host.proc / "net/udp", lines % 1_000)
     assert (await network.names(replace(host, uid=1_000))).status == "ok", "ours"
+
+
+async def test_what_leads_to_the_internet(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: set[str] = set()
+    monkeypatch.setattr(
+        network, "missing_tools", lambda *tools: [tool for tool in tools if tool not in there]
+    )
+    nothing = await network.egress(host)
+    assert outcome(nothing)[:2] == (
+        "warning", "slirp4netns is not installed, so machines have no internet",
+    )  # fmt: skip
+    assert nothing.fix is not None
+    there.add("pasta")
+    assert (await network.egress(host)).summary == "pasta is installed, and is used where it works"
+    there.add("slirp4netns")
+    assert (await network.egress(host)).summary == "slirp4netns is installed"
+    # Where a helper knows, what it knows.
+    used = await network.egress(replace(host, egress=("pasta", None)))
+    assert (used.status, used.summary) == ("ok", "pasta leads there")
+    fell = await network.egress(replace(host, egress=("slirp4netns", "pasta did not start")))
+    assert outcome(fell) == (
+        "warning", "slirp4netns leads there: pasta did not start",
+        "vmgr config set network.egress auto",
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.conftest import SMALL, Home, kill_and_wait, short_directory
 from tests.network.world import NetworkedHome, started, within
+from tests.pasta import newer_pasta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -368,3 +369,39 @@ def test_the_hosts_resolver_is_followed(world: World) -> None:
 
 def within_host(world: World, command: str) -> None:
     subprocess.run(world.inside("sh", "-ec", command), check=True)
+
+
+def test_pasta_leads_to_the_same(world: World) -> None:
+    pasta, sbin = newer_pasta(), "/usr/local/sbin"
+    put = f"mount -t tmpfs pasta {sbin} && cp {pasta} {sbin}/pasta"
+    subprocess.run(world.inside("sh", "-ec", put), check=True)
+    world.vmgr("config", "set", "network.egress", "pasta")
+    since = world.last_event()
+    kill_and_wait(world.network_process("egress"))
+    world.wait_for_event("network.restarted", since, process="egress")
+    checks = {check["name"]: check["summary"] for check in world.json("doctor")["checks"]}
+    assert checks["internet"] == "pasta leads there"
+    assert world.says("one.example") == (0, f"hello from {ONE}:80\n")
+    assert world.says("six.example") == (0, f"hello from {SIX}:80\n")
+    # What it leads to by itself: this computer's loopback, at the gateway's addresses.
+    world.vmgr("net", "set", "p", "--net", "full", "--allow-any")
+    for where in ("198.19.255.2", "fd00::2", "fd00::1", "127.0.0.1"):
+        assert world.says(where, 5432)[0] == 1, where
+    assert reached_inside(world, ONE, 80)
+    for where in ("198.19.255.2", "fd00::2", "fd00::1"):
+        assert not reached_inside(world, where, 5432), where
+    assert world.vmgr("doctor", "--audit").returncode == 0
+    world.vmgr("config", "unset", "network.egress")
+    since = world.last_event()
+    kill_and_wait(world.network_process("egress"))
+    world.wait_for_event("network.restarted", since, process="egress")
+    assert world.says(ONE) == (0, f"hello from {ONE}:80\n")
+
+
+def reached_inside(world: World, where: str, port: int) -> bool:
+    """Whether somebody in the network's own namespace, whom no rule stops, gets a connection."""
+    holder = world.network_process("holder")
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+    entering = ["nsenter", f"--net=/proc/{holder}/ns/net", "--"]
+    command = [*entering, sys.executable, "-c", connect, where, str(port)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -50,6 +50,8 @@ class NetworkPart:
     """`holder`, `switchboard` or `egress`; None: it is marked as one, but nobody knows it."""
     level: str = "filter"
     """The sandbox that it was started in."""
+    program: str | None = None
+    """Of the egress: `slirp4netns` or `pasta`."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _network(
     known = part or NetworkPart(seen.pid, None)
     if known.name is None and helper in {seen.parent, _parent(seen.parent)}:  # it just starts
         return _described("network", seen, None, around, problems("network", seen, None, around))
-    found = network_problems(known.name, seen, known.level, around)
+    found = network_problems(known.name, seen, known.level, around, program=known.program)
     return _described("network", seen, None, around, found)
 
 

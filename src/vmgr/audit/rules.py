@@ -59,9 +59,10 @@ _HELPER_PREFIXES: Final = ("LC_", "VMGR_", "XDG_")
 _BEHIND_THE_PERSON: Final = "best-effort 5"  # see `vmgr.sandbox.Sandbox.spawn`
 _APART: Final = ("user", "mnt", "pid", "ipc", "net", "uts")
 _NETWORK_ENVIRONMENT: Final = _SANDBOXED_ENVIRONMENT | {"PYTHONPATH", "VIRTUAL_ENV", "VMGR_NETWORK"}
-_NET_BIND_SERVICE, _NET_ADMIN = 1 << 10, 1 << 12  # linux/capability.h
+_NET_BIND_SERVICE, _NET_ADMIN, _SYS_ADMIN = 1 << 10, 1 << 12, 1 << 21  # linux/capability.h
 # In the namespace of the network alone: none of them counts on this host.
 _MAY_HAVE: Final = {"holder": 0, "switchboard": _NET_ADMIN, "egress": _NET_BIND_SERVICE}
+_PASTA: Final = _NET_BIND_SERVICE | _SYS_ADMIN  # it may enter the namespace again
 _UNFILTERED: Final = frozenset({"holder"})  # it reads nothing and does nothing
 
 
@@ -194,13 +195,14 @@ def _sandboxed(role: Role, seen: Seen, level: str | None, around: Surroundings) 
 
 
 def network_problems(
-    part: str | None, seen: Seen, level: str, around: Surroundings
+    part: str | None, seen: Seen, level: str, around: Surroundings, *, program: str | None = None
 ) -> Iterator[str]:
     """The rules that a process of the network breaks.
 
     Args:
         part: what it is; None: nobody knows it.
         level: the sandbox that it was started in.
+        program: of the egress: which.
     """
     yield from problems("network", seen, None, around)
     if part is None:
@@ -216,8 +218,9 @@ def network_problems(
         # The egress leads to the host's network.
         if seen.namespaces[name] == around.namespaces[name] and (part, name) != ("egress", "net"):
             yield f"it shares the helper's {name} namespace"
+    may_have = _PASTA if program == "pasta" else _MAY_HAVE[part]
     for name, value in seen.capabilities.items():
-        if value & ~_MAY_HAVE[part]:
+        if value & ~may_have:
             yield f"it has capabilities ({name})"
     if part not in _UNFILTERED and seen.seccomp != "filter":
         yield "no filter of system calls is on"

@@ -297,6 +297,8 @@ _TABLE: Final = (
             "(from the helper's next start)"),
     Setting("network.access", Choice(("full", "internet", "none")), lambda: "full",
             "What new named machines may reach: all, the internet alone, nothing"),
+    Setting("network.egress", Choice(("auto", "slirp4netns", "pasta")), lambda: "auto",
+            "What leads machines to the internet (from its next start)"),
     Setting("network.fallback", Choice(("isolated", "open", "off")), lambda: "isolated",
             "QEMU's own network where there is no better: without or with the internet (and then "
             "this computer's loopback too), or not at all"),

@@ -55,6 +55,7 @@ async def examine(
     config: Config,
     *,
     accelerator: Callable[[], Awaitable[Accelerator]] | None = None,
+    egress: tuple[str, str | None] | None = None,
 ) -> DoctorReport:
     """Look at this host; each check has its deadline, and none fails.
 
@@ -62,11 +63,12 @@ async def examine(
         paths: where vmgr keeps its files.
         config: the settings.
         accelerator: who knows what machines run on; None: only what can be told at once.
+        egress: which program leads to the internet, and why it is not the wanted one.
     """
     # Its own threads: one that hangs on a dead network file system must not take the helper's.
     executor = ThreadPoolExecutor(len(CHECKS), thread_name_prefix="vmgr-doctor")
     try:
-        host = Host(paths, config, executor, accelerator)
+        host = Host(paths, config, executor, accelerator, egress)
         checks = await asyncio.gather(
             *(
                 conduct(name, check(host), _LONGER.get(name, DEADLINE))

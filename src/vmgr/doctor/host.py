@@ -41,6 +41,8 @@ class Host:
     """For whatever may block."""
     accelerator: Callable[[], Awaitable[Accelerator]] | None = None
     """Who knows the accelerator in use; None: only what can be told at once."""
+    egress: tuple[str, str | None] | None = None
+    """Which program leads machines to the internet just now, and why it is not the wanted one."""
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
     etc: Path = Path("/etc")

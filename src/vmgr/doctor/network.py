@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["egress", "names", "switchboard"]
 
+_OTHER = "vmgr config set network.egress auto"
 _RESOLVED, _MANAGER = "systemd-resolved", "NetworkManager"
 _LOST = "machines get no names, no addresses of their own and no internet"
 
@@ -54,14 +55,25 @@ async def switchboard(host: Host) -> Check:
 
 async def egress(host: Host) -> Check:
     """Whether machines can reach the internet."""
+    name = "internet"
     loop = asyncio.get_running_loop()
-    if await loop.run_in_executor(host.executor, missing_tools, "slirp4netns"):
-        return warning(
-            "internet",
-            "slirp4netns is not installed, so machines have no internet",
-            host.as_root("apt-get install slirp4netns"),
-        )
-    return good("internet", "slirp4netns is installed")
+    missing = await loop.run_in_executor(host.executor, missing_tools, "slirp4netns", "pasta")
+    wanted = str(host.config.get("network.egress"))
+    install = host.as_root("apt-get install slirp4netns")
+    if host.egress is not None:
+        program, why = host.egress
+        if why is not None:
+            return warning(name, f"{program} leads there: {why}", _OTHER)
+        return good(name, f"{program} leads there")
+    if "slirp4netns" not in missing:
+        if wanted == "pasta" and "pasta" in missing:
+            return warning(name, "slirp4netns leads there: pasta is not installed", _OTHER)
+        used = wanted if wanted != "auto" else "slirp4netns"
+        return good(name, f"{used} is installed")
+    if "pasta" in missing or wanted == "slirp4netns":
+        summary = "slirp4netns is not installed, so machines have no internet"
+        return warning(name, summary, install)
+    return good(name, "pasta is installed, and is used where it works")
 
 
 async def names(host: Host) -> Check:

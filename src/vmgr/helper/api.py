@@ -87,6 +87,7 @@ class Api(Streaming):
             self._helper.paths,
             await self._helper.settings(),
             accelerator=self._helper.machines.engine.known_accelerator,
+            egress=self._helper.network.egress_in_use,
         )
 
     async def audit(self, _call: Call) -> AuditReport:
@@ -96,7 +97,9 @@ class Api(Streaming):
             if machine.row.vmm_pid is not None and not machine.stopped.is_set()
         ]
         paths = self._helper.paths
-        known = [NetworkPart(p.pid, p.name, p.level) for p in self._helper.network.parts()]
+        known = [
+            NetworkPart(p.pid, p.name, p.level, p.program) for p in self._helper.network.parts()
+        ]
 
         shares = [
             SharePart(s.pid, s.machine, s.level, s.directory)

@@ -45,9 +45,10 @@ from vmgr.helper.tasks import Tasks
 from vmgr.helper.templates import Templates
 from vmgr.helper.volumes import Volumes
 from vmgr.loopback import DOMAIN, names_address
-from vmgr.network import Network, identity_of
+from vmgr.network import EgressChoice, Network, identity_of
 from vmgr.service.activation import Activation, Notifier
 from vmgr.service.pinging import Pinging
+from vmgr.vmm import ProbeCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,9 @@ class Helper:
             lambda work, name: self.watchers.start(work, name=name),
             self._network_event,
             self._sandbox_required,
+            EgressChoice(
+                self._egress_wanted, self._sandbox_required, ProbeCache(paths.probes), paths.runtime
+            ).choose,
         )
         self.ports = Ports(self)
         self.shares = Shares(self)
@@ -209,6 +213,9 @@ class Helper:
 
     async def _sandbox_required(self) -> bool:
         return (await self.settings()).get("sandbox.require") != "filter"
+
+    async def _egress_wanted(self) -> str:
+        return str((await self.settings()).get("network.egress"))
 
     def _address_of(self, name: str) -> str | None:
         """A machine's address on this computer."""

@@ -26,6 +26,7 @@ __all__ = [
     "Namespaces",
     "egress_need",
     "holder_need",
+    "python_environment",
     "sandboxes",
     "switchboard_need",
     "which",
@@ -120,13 +121,18 @@ async def switchboard_need() -> Need:
 
 
 async def egress_need(program: Path) -> Need:
-    """slirp4netns; the directories are for the sandbox that it makes itself."""
+    """slirp4netns or pasta; the directories are for the sandbox that each makes itself."""
     return await program_need(program) + Need(
         devices=(_TUN,),
         network=True,
         own_proc=True,  # it opens the holder's namespace by the name of an fd
         empty=(Path("/tmp"), Path("/etc"), Path("/run")),  # noqa: S108 (not the host's)
     )
+
+
+def python_environment() -> dict[str, str]:
+    """What our own Python needs to find our modules."""
+    return {name: os.environ[name] for name in ("PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
 
 
 def _resolvers() -> list[Path]:

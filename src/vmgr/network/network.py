@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from vmgr.errors import StateError, UnsupportedError, VmgrError
 from vmgr.network.addresses import identity_of
 from vmgr.network.egress import Egress
+from vmgr.network.egress_choice import only_slirp4netns
 from vmgr.network.hosts import AddressWatch, own_addresses
 from vmgr.network.line import Line
 from vmgr.network.processes import NetworkProcesses
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from vmgr.network.addresses import Identity
+    from vmgr.network.egress_choice import Choice
     from vmgr.network.processes import Part
     from vmgr.network.reach import Reach
     from vmgr.paths import Paths
@@ -67,6 +69,7 @@ class Network:
         start: runs a coroutine in the background, by a name.
         on_event: told of what happens: kind, machine's id, facts.
         required: whether its processes may not run without a sandbox of namespaces.
+        choose: which programs may lead to the internet.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class Network:
         start: Start,
         on_event: Callable[[str, str, dict[str, object]], None],
         required: Callable[[], Awaitable[bool]],
+        choose: Callable[[], Awaitable[Choice]] = only_slirp4netns,
     ) -> None:
-        self._processes = NetworkProcesses(paths, required)
+        self._processes = NetworkProcesses(paths, required, choose)
         self._paths = paths
         self._start = start
         self._on_event = on_event
@@ -99,6 +103,14 @@ class Network:
     def egress_problem(self) -> str | None:
         """Why machines have no internet."""
         return self._egress.problem
+
+    @property
+    def egress_in_use(self) -> tuple[str, str | None] | None:
+        """Which program leads to the internet, and why it is not the wanted one; None: none."""
+        egress, program = self._processes.egress, self._processes.egress_program
+        if egress is None or not egress.running or program is None:
+            return None
+        return program, self._processes.egress_note
 
     def watch_addresses(self) -> None:
         """Follow this computer's addresses: a network that it joins gives it others."""

@@ -14,11 +14,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import resource
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from vmgr.errors import StateError, UnsupportedError
 from vmgr.network import confined
+from vmgr.network.egress_choice import only_slirp4netns
 from vmgr.network.strays import MARK, strays
 from vmgr.sandbox import Need
 from vmgr.spawner import Contained, Process, StopPolicy, first_line
@@ -36,6 +37,8 @@ from vmgr.switchboard.upstream import UpstreamSockets
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vmgr.network.egress_choice import Choice
+    from vmgr.network.egress_programs import EgressProgram
     from vmgr.paths import Paths
     from vmgr.sandbox import Sandbox
 
@@ -44,9 +47,7 @@ __all__ = ["NetworkProcesses", "Part", "Record"]
 _READY_DEADLINE: Final = 15.0
 _MONITOR_LINGERS: Final = 5.0
 _HOLD: Final = ("sh", "-c", "echo ready; exec sleep infinity")
-_EGRESS_NETWORK: Final = "198.19.255.0/24"  # as vmgr.switchboard.firewall has it
-_EGRESS: Final = "egress"
-_HAS_IPV6: Final = Path("/proc/net/if_inet6")
+_READY: Final = re.compile("ready")
 _OPEN_FILES: Final = 65_536  # a forwarded connection has two, and its pipes
 _LOG_LIMIT: Final = 4 << 20  # bytes; begun anew with each switchboard, and it says little
 
@@ -70,6 +71,7 @@ class Record(Struct, frozen=True, kw_only=True):
     holder: Named | None = None
     switchboard: Named | None = None
     egress: Named | None = None
+    egress_program: str = "slirp4netns"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Part:
     name: str
     pid: int
     level: str
+    program: str | None = None
+    """Of the egress: which one."""
 
 
 class NetworkProcesses:
@@ -86,15 +90,26 @@ class NetworkProcesses:
 
     Args:
         required: whether a process without a sandbox of namespaces will not do.
+        choose: which programs may lead to the internet.
     """
 
-    def __init__(self, paths: Paths, required: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        required: Callable[[], Awaitable[bool]],
+        choose: Callable[[], Awaitable[Choice]] = only_slirp4netns,
+    ) -> None:
         self._paths = paths
         self._required = required
+        self._choose = choose
         self._making = asyncio.Lock()
         self.holder: Process | None = None
         self.switchboard: Process | None = None
         self.egress: Process | None = None
+        self.egress_program: str | None = None
+        """Which program leads to the internet."""
+        self.egress_note: str | None = None
+        """Why it is not another that was wanted."""
         self._namespaces: confined.Namespaces | None = None
         self._levels: dict[int, str] = {}
         self._monitors: dict[int, int] = {}
@@ -107,7 +122,12 @@ class NetworkProcesses:
             ("egress", self.egress),
         )
         return [
-            Part(name, process.pid, self._levels.get(process.pid, "filter"))
+            Part(
+                name,
+                process.pid,
+                self._levels.get(process.pid, "filter"),
+                self.egress_program if process is self.egress else None,
+            )
             for name, process in named
             if process is not None and process.running
         ]
@@ -116,6 +136,7 @@ class NetworkProcesses:
         """Take over what an earlier helper started and is still there."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             record = msgspec.json.decode(self._paths.network_record.read_bytes(), type=Record)
+            self.egress_program = record.egress_program
             for name in ("holder", "switchboard", "egress"):
                 named: Named | None = getattr(record, name)
                 if named is None:
@@ -165,7 +186,7 @@ class NetworkProcesses:
                 rights=rights, before=before, environment=self._marked(),
             )  # fmt: skip
 
-        self.holder, said = await self._started("holder", launch, "ready")
+        self.holder, said = await self._started("holder", launch)
         if self.holder is None:
             raise UnsupportedError(
                 f"this host gives no network namespace: {said or 'no answer'}",
@@ -218,11 +239,11 @@ class NetworkProcesses:
                     pass_fds=(listener.fileno(), say, *upstream.fds()),
                     rights=confined.SWITCHBOARD_RIGHTS,
                     before=[*entering, "sh", "-c", setup_script(), "sh"],
-                    environment={**self._marked(), **_python_environment()},
+                    environment={**self._marked(), **confined.python_environment()},
                     open_files=_most_open_files(), file_size=_LOG_LIMIT, io_priority=None,
                 )  # fmt: skip
 
-            self.switchboard, said = await self._started("switchboard", launch, "ready")
+            self.switchboard, said = await self._started("switchboard", launch)
         if self.switchboard is None:
             raise UnsupportedError(
                 f"the network cannot be set up: {said.removeprefix('error: ') or 'no answer'}",
@@ -234,42 +255,43 @@ class NetworkProcesses:
         """Start the way to the internet.
 
         Raises:
-            UnsupportedError: slirp4netns is missing or does not start.
+            UnsupportedError: no program for that is installed, or it does not start.
         """
         namespaces = await self._entered()
-        if (program := await asyncio.to_thread(confined.which, "slirp4netns")) is None:
-            raise UnsupportedError(
-                "slirp4netns is not installed, so machines have no internet",
-                next_step="run `apt-get install slirp4netns` as root",
-            )
-        need = await confined.egress_need(program)
-        # Whether it finds a way out over IPv6 shows when somebody connects.
-        ipv6 = ["--enable-ipv6"] if await asyncio.to_thread(_HAS_IPV6.exists) else []
-        # By an fd: in a sandbox, the holder's number is nobody's.
+        choice = await self._choose()
+        note = choice.note
+        for program in choice.programs:
+            self.egress = await self._lead_out(program, namespaces)
+            if self.egress is not None:
+                self.egress_program, self.egress_note = program.name, note
+                self._write()
+                return
+            note = f"{program.name} did not start"
+            log.warning("the way to the internet: %s", note)
+        raise UnsupportedError(f"{note}, so machines have no internet")
+
+    async def _lead_out(
+        self, program: EgressProgram, namespaces: confined.Namespaces
+    ) -> Process | None:
+        need = await program.need()
         namespace = namespaces.network()
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
         async def launch(sandbox: Sandbox, say: int) -> Process:
+            how = await program.invocation(namespace, say)
             return await sandbox.spawn(
-                [
-                    str(program), "--configure", "--mtu=65520", f"--cidr={_EGRESS_NETWORK}",
-                    "--disable-host-loopback", "--disable-dns", "--enable-seccomp",
-                    "--enable-sandbox", *ipv6, f"--ready-fd={say}", "--netns-type=path",
-                    f"/proc/self/fd/{namespace}", _EGRESS,
-                ],
-                need, stdout=nowhere, stderr=nowhere, pass_fds=(say, namespace),
+                how.argv, need, stdin=how.stdin, stderr=nowhere, pass_fds=how.pass_fds,
+                stdout=nowhere if how.stdout is None else how.stdout,
                 rights=confined.EGRESS_RIGHTS, before=namespaces.entering("user"),
                 environment=self._marked(), open_files=_most_open_files(), io_priority=None,
             )  # fmt: skip
 
         try:
-            self.egress, _ = await self._started("egress", launch, "1")
+            process, _ = await self._started("egress", launch, program.ready, whole=program.whole)
         finally:
             os.close(nowhere)
             os.close(namespace)
-        if self.egress is None:
-            raise UnsupportedError("slirp4netns did not start, so machines have no internet")
-        self._write()
+        return process
 
     async def stop(self) -> None:
         """End all three."""
@@ -289,9 +311,14 @@ class NetworkProcesses:
             path.unlink(missing_ok=True)
 
     async def _started(
-        self, name: str, launch: Callable[[Sandbox, int], Awaitable[Process]], wanted: str
+        self,
+        name: str,
+        launch: Callable[[Sandbox, int], Awaitable[Process]],
+        ready: re.Pattern[str] = _READY,
+        *,
+        whole: bytes = b"\n",
     ) -> tuple[Process | None, str]:
-        """Start one in the best sandbox in which it says what is wanted; else what it said last."""
+        """Start one in the best sandbox in which it says that it is ready; else its last words."""
         said = ""
         for sandbox in confined.sandboxes(required=await self._required()):
             read, write = os.pipe2(os.O_CLOEXEC)
@@ -301,13 +328,13 @@ class NetworkProcesses:
                 finally:
                     os.close(write)
                 try:
-                    said = await first_line(read, _READY_DEADLINE, whole=wanted.encode())
+                    said = await first_line(read, _READY_DEADLINE, whole=whole)
                 except BaseException:  # nobody would know of it
                     await asyncio.shield(process.stop(StopPolicy(None)))
                     raise
             finally:
                 os.close(read)
-            if said == wanted:
+            if ready.fullmatch(said):
                 self._levels[process.pid] = sandbox.level
                 if isinstance(process, Contained):
                     self._monitors[process.pid] = process.monitor.pid
@@ -342,6 +369,7 @@ class NetworkProcesses:
             holder=self._named(self.holder),
             switchboard=self._named(self.switchboard),
             egress=self._named(self.egress),
+            egress_program=self.egress_program or "slirp4netns",
         )
         path = self._paths.network_record
         temporary = path.with_name(f".{path.name}.new")
@@ -359,7 +387,3 @@ def _lives(process: Process | None) -> bool:
 def _most_open_files() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-
-
-def _python_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}

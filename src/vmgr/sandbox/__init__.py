@@ -3,11 +3,12 @@
 from vmgr.sandbox.bubblewrap import bubblewrap_argv, find_bubblewrap
 from vmgr.sandbox.libraries import program_need
 from vmgr.sandbox.need import Need, Rights
-from vmgr.sandbox.probe import probe_sandbox
+from vmgr.sandbox.probe import Answers, probe_sandbox
 from vmgr.sandbox.sandbox import LEVELS, Sandbox
 
 __all__ = [
     "LEVELS",
+    "Answers",
     "Need",
     "Rights",
     "Sandbox",

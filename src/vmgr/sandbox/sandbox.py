@@ -83,6 +83,7 @@ class Sandbox:
         *,
         stdout: int,
         stderr: int,
+        stdin: int | None = None,
         pass_fds: Sequence[int] = (),
         rights: Rights = NO_RIGHTS,
         before: Sequence[str] = (),
@@ -113,7 +114,7 @@ class Sandbox:
         env.update(environment or {})
         if self.bubblewrap is None or self.setpriv is None:
             return await spawn(
-                [*before, *argv], env=env, stdout=stdout, stderr=stderr,
+                [*before, *argv], env=env, stdin=stdin, stdout=stdout, stderr=stderr,
                 pass_fds=pass_fds, limits=limits, io_priority=io_priority,
             )  # fmt: skip
         read, write = _kept_pipe()
@@ -124,7 +125,7 @@ class Sandbox:
                     setpriv=self.setpriv, info_fd=write, rights=rights,
                 )  # fmt: skip
                 monitor = await spawn(
-                    [*before, *wrapped], env=env, stdout=stdout, stderr=stderr,
+                    [*before, *wrapped], env=env, stdin=stdin, stdout=stdout, stderr=stderr,
                     pass_fds=(*pass_fds, write), limits=limits, io_priority=io_priority,
                 )  # fmt: skip
             finally:

@@ -34,7 +34,10 @@ _IFF_VNET_HDR: Final = 0x4000
 _SCOPE_LINK: Final = 253
 _AF_INET6: Final = 10
 _IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
+_EGRESS4: Final = "198.19.255.100"
 _EGRESS6: Final = "fd00::100"
+_EGRESS_GATEWAY4: Final = "198.19.255.2"
+_EGRESS_MTU: Final = 65_520
 _EGRESS_GATEWAY6: Final = "fd00::2"  # of slirp4netns, unchangeable
 
 
@@ -108,20 +111,23 @@ class Links:
             await ip.neigh("replace", dst=address, lladdr=lladdr, ifindex=index, state="permanent")
 
     async def lead_out(self, name: str) -> None:
-        """Give the egress its IPv6 address and route: slirp4netns configures IPv4 alone.
+        """Give the egress its addresses and routes: pasta configures none, slirp4netns IPv4's.
 
         Its router advertisements are not listened to: in here no router but us is believed.
         """
         found = await self._ip.link_lookup(ifname=name)
-        if not found or not socket.has_ipv6:
+        if not found:
             return
         (index,) = found
-        await self._ip.addr(
-            "replace", index=index, address=_EGRESS6, prefixlen=64, family=_AF_INET6
-        )
-        await self._ip.route(
-            "replace", family=_AF_INET6, dst="default", gateway=_EGRESS_GATEWAY6, oif=index
-        )
+        ip = self._ip
+        await ip.link("set", index=index, mtu=_EGRESS_MTU, state="up")
+        await ip.addr("replace", index=index, address=_EGRESS4, prefixlen=24)
+        await ip.route("replace", dst="default", gateway=_EGRESS_GATEWAY4, oif=index)
+        if socket.has_ipv6:
+            await ip.addr("replace", index=index, address=_EGRESS6, prefixlen=64, family=_AF_INET6)
+            await ip.route(
+                "replace", family=_AF_INET6, dst="default", gateway=_EGRESS_GATEWAY6, oif=index
+            )
 
     async def remove(self, name: str) -> None:
         """Remove a tap whose machine may still hold its end."""
