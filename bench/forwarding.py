@@ -52,12 +52,14 @@ while True:
 FORWARDER = """
 import asyncio, socket, sys
 from vmgr.switchboard.forwarder import Forwarder
+from vmgr.switchboard.main import quick_loop
 async def main():
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     Forwarder(listener, ("127.0.0.1", int(sys.argv[1])), set())
     print(listener.getsockname()[1], flush=True)
     await asyncio.Event().wait()
-asyncio.run(main())
+with asyncio.Runner(loop_factory=quick_loop() if sys.argv[2] == "quick" else None) as runner:
+    runner.run(main())
 """
 
 
@@ -145,7 +147,8 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
     rows: list[Row] = []
     with (
         running(sys.executable, "-c", SERVER) as (direct, _),
-        running(sys.executable, "-c", FORWARDER, str(direct)) as (forwarded, process),
+        running(sys.executable, "-c", FORWARDER, str(direct), "quick") as (forwarded, process),
+        running(sys.executable, "-c", FORWARDER, str(direct), "plain") as (slow, _),
         socat(direct) as other,
     ):
         for what, work, goal in (
@@ -153,10 +156,11 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
             ("new connections", connections, CONNECTIONS_GOAL),
         ):
             work(forwarded)
-            plain, ours, others = [], [], []
+            plain, ours, slower, others = [], [], [], []
             for _ in range(rounds):
                 plain.append(work(direct))
                 ours.append(work(forwarded))
+                slower.append(work(slow))
                 if other is not None:
                     others.append(work(other))
             unit = "MB/s" if work is throughput else "/s"
@@ -166,6 +170,7 @@ def measure(client: Client, image: str | None, rounds: int) -> list[Row]:
             rows += [
                 row,
                 Row(f"forwarded port: {what}, of a direct one's", "x", ratios(ours, plain)),
+                Row(f"forwarded port: {what}, of asyncio's own loop", "x", ratios(ours, slower)),
             ]
             if others:
                 rows.append(Row(f"forwarded port: {what}, of socat's", "x", ratios(ours, others)))

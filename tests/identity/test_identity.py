@@ -13,7 +13,7 @@ import pytest
 
 from vmgr.identity import APP_ID, APP_NAME, UNITS
 from vmgr.identity.files import SHARE, data_home, identity_files
-from vmgr.network.addresses import DOMAIN
+from vmgr.loopback import DOMAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 DESKTOP = SHARE / f"applications/{APP_ID}.desktop"

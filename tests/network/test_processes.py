@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import resource
 import subprocess
@@ -111,6 +112,8 @@ async def test_switchboard_and_egress_may_what_their_job_takes(paths: Paths) -> 
     assert log_limit[1] <= 16 << 20, "its log cannot fill the disk"
     assert not seen_by(switchboard.pid, str(paths.state))
     assert "resolv.conf" in seen_by(switchboard.pid, "/etc")
+    loops = await asyncio.to_thread(Path(f"/proc/{switchboard.pid}/maps").read_text)
+    assert ("uvloop" in loops) == (importlib.util.find_spec("uvloop") is not None)
 
 
 @needs_tun

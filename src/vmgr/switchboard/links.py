@@ -7,15 +7,20 @@ table of rules sees every packet (docs/decisions/0006-network.md).
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import socket
 import struct
-from typing import Final
+import threading
+from typing import TYPE_CHECKING, Any, Final
 
 from pyroute2 import AsyncIPRoute
 
 from vmgr.switchboard.namespace import INTERFACE_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 __all__ = ["GATEWAY4", "GATEWAY6", "HOST4", "HOST6", "Links"]
 
@@ -45,11 +50,24 @@ class Links:
     """Taps by name. One at a time: callers hold a lock."""
 
     def __init__(self) -> None:
-        self._ip = AsyncIPRoute()
+        self._netlink = asyncio.new_event_loop()
         self._count = 0
 
     async def open(self) -> None:
         """Bring loopback up, with the gateway's addresses and the host's."""
+        threading.Thread(target=self._netlink.run_forever, name="netlink", daemon=True).start()
+        await self._there(self._open())
+
+    async def _there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something on the loop of netlink.
+
+        pyroute2 makes transports of netlink sockets, which asyncio's own loop has and the quick one
+        of this process has not.
+        """
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._netlink))
+
+    async def _open(self) -> None:
+        self._ip = AsyncIPRoute()
         (lo,) = await self._ip.link_lookup(ifname="lo")
         await self._ip.link("set", index=lo, state="up")
         for address, length in ((GATEWAY4, 32), (GATEWAY6, 128), (HOST4, 32), (HOST6, 128)):
@@ -60,7 +78,8 @@ class Links:
 
     async def close(self) -> None:
         """Let go of netlink."""
-        await self._ip.close()
+        await self._there(self._ip.close())
+        self._netlink.call_soon_threadsafe(self._netlink.stop)
 
     def names(self) -> list[str]:
         """Taps that there are: those of an earlier switchboard too."""
@@ -97,6 +116,9 @@ class Links:
 
     async def raise_link(self, name: str, mac: bytes, address4: str, address6: str) -> None:
         """Let the machine behind a tap be reached; the rules about it stand already."""
+        await self._there(self._raise_link(name, mac, address4, address6))
+
+    async def _raise_link(self, name: str, mac: bytes, address4: str, address6: str) -> None:
         (index,) = await self._ip.link_lookup(ifname=name)
         ip = self._ip
         await ip.addr("replace", index=index, address=GATEWAY4, prefixlen=32)
@@ -115,6 +137,9 @@ class Links:
 
         Its router advertisements are not listened to: in here no router but us is believed.
         """
+        await self._there(self._lead_out(name))
+
+    async def _lead_out(self, name: str) -> None:
         found = await self._ip.link_lookup(ifname=name)
         if not found:
             return
@@ -131,6 +156,9 @@ class Links:
 
     async def remove(self, name: str) -> None:
         """Remove a tap whose machine may still hold its end."""
+        await self._there(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
         found = await self._ip.link_lookup(ifname=name)
         for index in found:
             await self._ip.link("del", index=index)
