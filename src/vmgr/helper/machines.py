@@ -289,8 +289,7 @@ class Machines:
         return wanted
 
     def _check_memory(self, memory: int) -> None:
-        total = host_memory()
-        if memory > total:
+        if memory > (total := host_memory()):
             raise UsageError(
                 f"a machine of {format_size(memory)} memory does not fit this host's "
                 f"{format_size(total)}",
